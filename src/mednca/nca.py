@@ -1,0 +1,241 @@
+"""Med-NCA: one tiny learnt rule per level, applied by every cell of an image again and again. The whole method.
+
+Kalkhof, González, Mukhopadhyay, "Med-NCA: Robust and Lightweight Segmentation with Neural Cellular Automata", IPMI
+2023, doi:10.1007/978-3-031-34048-2_54, section 3. This file is the definition and the differentiable reference that
+every other engine of the project is held to.
+
+A cell's state is a vector of n channels::
+
+    [ image (I, never changes) | logits (K, the answer) | hidden (what the cells tell each other) ]
+
+Shapes: B items, n channels, H x W cells; H0 x W0 is the full resolution, a level of scale f has (H0 / f) x (W0 / f).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mednca.fire import FireKey, fire_mask
+
+
+@dataclass(frozen=True)
+class MedNCAConfig:
+    """Everything that decides the shape and the arithmetic of a model; validated when made.
+
+    Attributes:
+        image_channels: I, image channels at the front of the state.
+        classes: K, foreground classes, one logit channel each. The background's logit is 0 by definition, so that
+            probabilities are a softmax over K + 1, which for one class is the sigmoid.
+        channels: n, length of a cell's state.
+        hidden: h, hidden units of the update.
+        perception: "dense" for the paper's two convolutions n -> n, "depthwise" for two filters per channel.
+        scales: Downscaling factor of each level, coarse to fine, each a multiple of the next, the last one 1.
+        steps: Number of steps of each level.
+        fire_rate: Chance of a cell to update in a step, in (0, 1].
+
+    Raises:
+        ValueError: Where a value is out of its range.
+    """
+
+    image_channels: int = 1
+    classes: int = 1
+    channels: int = 32
+    hidden: int = 128
+    perception: Literal["dense", "depthwise"] = "dense"
+    scales: tuple[int, ...] = (4, 1)
+    steps: tuple[int, ...] = (64, 64)
+    fire_rate: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("image_channels", "classes", "channels", "hidden"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.image_channels + self.classes > self.channels:
+            raise ValueError(
+                f"channels must hold image_channels + classes = {self.image_channels + self.classes}, got {self.channels}"
+            )
+        if self.perception not in ("dense", "depthwise"):
+            raise ValueError(f"perception must be 'dense' or 'depthwise', got {self.perception!r}")
+        if not self.scales or len(self.steps) != len(self.scales) or min(self.steps) < 1:
+            raise ValueError(f"steps must give a number >= 1 for each of the scales {self.scales}, got {self.steps}")
+        if self.scales[-1] != 1 or any(a <= b or a % b for a, b in zip(self.scales, self.scales[1:], strict=False)):
+            raise ValueError(f"scales must fall to 1, each a multiple of the next, as (4, 1); got {self.scales}")
+        if not 0.0 < self.fire_rate <= 1.0:
+            raise ValueError(f"fire_rate must be in (0, 1], got {self.fire_rate}")
+
+    @property
+    def multiple(self) -> int:
+        """What the height and width of an image must be a multiple of."""
+        return self.scales[0]
+
+    @property
+    def smallest(self) -> int:
+        """The least height and width of an image: reflect padding needs two cells on the coarsest level."""
+        return 2 * self.scales[0]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Where a piece of a level's grid lies: int64 (B, 1, 1) item numbers, (B or 1, H, 1) rows, (B or 1, 1, W) columns."""
+
+    items: Tensor
+    rows: Tensor
+    columns: Tensor
+
+    @classmethod
+    def whole(cls, items: Tensor, height: int, width: int) -> Window:
+        """Item numbers (B,) and a grid's size -> the window that covers the grid."""
+        rows = torch.arange(height, device=items.device).view(1, -1, 1)
+        columns = torch.arange(width, device=items.device).view(1, 1, -1)
+        return cls(items.view(-1, 1, 1), rows, columns)
+
+    @classmethod
+    def at(cls, items: Tensor, origins: Tensor, size: tuple[int, int]) -> Window:
+        """Item numbers (B,), upper left corners int64 (B, 2) and a size (H, W) -> a window for each item."""
+        rows = origins[:, 0].view(-1, 1, 1) + torch.arange(size[0], device=items.device).view(1, -1, 1)
+        columns = origins[:, 1].view(-1, 1, 1) + torch.arange(size[1], device=items.device).view(1, 1, -1)
+        return cls(items.view(-1, 1, 1), rows, columns)
+
+    def cut(self, grid: Tensor, scale: int = 1) -> Tensor:
+        """Grid (B, C, H, W), coarser than the window by `scale` -> its cells under the window, repeated (nearest)."""
+        batch = torch.arange(len(grid), device=grid.device).view(-1, 1, 1)
+        rows = torch.div(self.rows, scale, rounding_mode="floor")
+        columns = torch.div(self.columns, scale, rounding_mode="floor")
+        return grid.permute(0, 2, 3, 1)[batch, rows, columns].permute(0, 3, 1, 2)
+
+
+class Backbone(nn.Module):
+    """The rule of one level (paper section 3.2; b1 and b2 there): seven arrays."""
+
+    def __init__(self, config: MedNCAConfig) -> None:
+        super().__init__()
+        n, h = config.channels, config.hidden
+        groups = n if config.perception == "depthwise" else 1
+        self.config = config
+        self.perceive_a = nn.Conv2d(n, n, 3, groups=groups)
+        self.perceive_b = nn.Conv2d(n, n, 3, groups=groups)
+        self.update_in = nn.Linear(3 * n, h)
+        self.update_out = nn.Linear(h, n, bias=False)
+        nn.init.zeros_(self.update_out.weight)  # an untrained rule does nothing
+
+    def seed(self, image: Tensor) -> Tensor:
+        """Image (B, I, H, W) -> state (B, n, H, W): the image in front, zeros behind."""
+        return F.pad(image, (0, 0, 0, 0, 0, self.config.channels - self.config.image_channels))
+
+    def perceive(self, state: Tensor) -> Tensor:
+        """State (B, n, H, W) -> perception (B, 3n, H, W): each cell's own state and two learnt views of its 3 x 3
+        neighbours. Reflect padding, so that no cell can tell that it lies at the border."""
+        around = F.pad(state, (1, 1, 1, 1), mode="reflect")
+        return torch.cat([state, self.perceive_a(around), self.perceive_b(around)], dim=1)
+
+    def update(self, perception: Tensor) -> Tensor:
+        """Perception (B, 3n, H, W) -> residual (B, n, H, W), zero on the image channels."""
+        hidden = F.relu(self.update_in(perception.movedim(1, -1)))
+        residual = self.update_out(hidden).movedim(-1, 1)
+        changes = torch.ones(self.config.channels, dtype=residual.dtype, device=residual.device)
+        changes[: self.config.image_channels] = 0
+        return residual * changes.view(1, -1, 1, 1)
+
+    def step(self, state: Tensor, fires: Tensor) -> Tensor:
+        """State (B, n, H, W) and fire mask bool (B, H, W) -> the next state."""
+        return state + self.update(self.perceive(state)) * fires.unsqueeze(1).to(state.dtype)
+
+
+#: A way to run a rule: rule, state (B, n, H, W), key, window, steps -> state after the steps.
+Run = Callable[[Backbone, Tensor, FireKey, Window, int], Tensor]
+
+
+def run_eager(rule: Backbone, state: Tensor, key: FireKey, window: Window, steps: int) -> Tensor:
+    """State (B, n, H, W) -> state after `steps` steps; the reference."""
+    for step in range(steps):
+        fires = fire_mask(key, step, window.items, window.rows, window.columns, rule.config.fire_rate)
+        state = rule.step(state, fires)
+    return state
+
+
+class MedNCA(nn.Module):
+    """One rule per level, coarse to fine (paper sections 3.3 and 3.4)."""
+
+    def __init__(self, config: MedNCAConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.levels = nn.ModuleList(Backbone(config) for _ in config.scales)
+
+    def forward(
+        self,
+        image: Tensor,
+        *,
+        seed: int,
+        items: Tensor,
+        patches: Sequence[tuple[Tensor, tuple[int, int]]] | None = None,
+        steps: Sequence[int] | None = None,
+        run: Run = run_eager,
+    ) -> list[tuple[Tensor, Window]]:
+        """Image (B, I, H0, W0) -> for each level its last state (B, n, H, W) and the window that it covers.
+
+        The coarsest level sees the whole image. At each finer one the state is lifted (each cell hands its state to
+        the cells it splits into), the sharp image is put in and the level's own rule runs: on the whole image, or,
+        where `patches` are given, on a window of it, which is what keeps the memory of training small.
+
+        Args:
+            image: float (B, I, H0, W0); H0 and W0 multiples of `config.multiple`, at least `config.smallest`.
+            seed: Names the random stream of the fire masks.
+            items: int64 (B,), numbers that tell the images of this stream apart.
+            patches: For each level after the first, corners int64 (B, 2) in cells of that level and a size (H, W).
+                A patch must lie inside the one before it.
+            steps: Steps per level instead of `config.steps`.
+            run: The engine.
+        """
+        config = self.config
+        height, width = image.shape[-2:]
+        if height % config.multiple or width % config.multiple or min(height, width) < config.smallest:
+            raise ValueError(
+                f"image height and width must be multiples of {config.multiple} and at least {config.smallest}, "
+                f"got {height} x {width}"
+            )
+        outputs: list[tuple[Tensor, Window]] = []
+        for level, (rule, scale) in enumerate(zip(self.levels, config.scales, strict=True)):
+            assert isinstance(rule, Backbone)
+            sharp = downscale(image, scale)
+            window = Window.whole(items, height // scale, width // scale)
+            if level == 0:
+                state = rule.seed(sharp)
+            else:
+                coarse, around = outputs[-1]
+                if patches is not None:
+                    window = Window.at(items, *patches[level - 1])
+                state = lift(coarse, around, window, config.scales[level - 1] // scale)
+                state = torch.cat([window.cut(sharp), state[:, config.image_channels :]], dim=1)
+            count = config.steps[level] if steps is None else steps[level]
+            outputs.append((run(rule, state, FireKey(seed, level), window, count), window))
+        return outputs
+
+    def logits(self, state: Tensor) -> Tensor:
+        """State (B, n, H, W) -> logits (B, K, H, W)."""
+        return state[:, self.config.image_channels : self.config.image_channels + self.config.classes]
+
+
+def downscale(image: Tensor, scale: int) -> Tensor:
+    """Image (B, I, H, W) -> (B, I, H / scale, W / scale), linear between the pixels nearest to each new centre: for
+    scale 4 the mean of the central 2 x 2 of each block."""
+    if scale == 1:
+        return image
+    return F.interpolate(image, scale_factor=1 / scale, mode="bilinear", align_corners=False)
+
+
+def lift(coarse: Tensor, around: Window, window: Window, factor: int) -> Tensor:
+    """State (B, n, H, W) that covers `around` -> the state of the finer cells in `window`, repeated (nearest)."""
+    inside = Window(window.items, window.rows - factor * around.rows[:, :1], window.columns - factor * around.columns[:, :, :1])
+    return inside.cut(coarse, factor)
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """Logits (B, K, ...) -> probabilities (B, K, ...) of the K foreground classes; the background has the rest."""
+    background = torch.zeros_like(logits[:, :1])
+    return torch.softmax(torch.cat([background, logits], dim=1), dim=1)[:, 1:]
