@@ -1,8 +1,11 @@
-"""Training batches: which slices, seen how. A batch is a pure function of the data, the configuration and a generator.
+"""Training batches: which slices, seen how. A batch is a pure function of the data, the configuration and a
+generator.
 
-Geometry (crop, pad, flip, rotation, scale, shift) is one resampling of the slice onto the canvas; intensities follow.
+Geometry (crop, pad, flip, rotation, scale, shift) is one resampling of the slice onto the canvas; intensities
+follow.
 
-Shapes: S slices, I image channels, K classes, H x W pixels of a slice, Hc x Wc of the canvas, B slices of a batch.
+Shapes: S slices, I image channels, K classes, H x W pixels of a slice, Hc x Wc of the canvas, B slices of a
+    batch.
 """
 
 from __future__ import annotations
@@ -38,7 +41,8 @@ class TrainingCase:
 
 @dataclass(frozen=True)
 class Batch:
-    """Image (B, I, Hc, Wc), target (B, K, Hc, Wc) with shares in [0, 1], and the patches of the finer levels."""
+    """Image (B, I, Hc, Wc), target (B, K, Hc, Wc) with shares in [0, 1], and the patches of the finer
+    levels."""
 
     image: Tensor
     target: Tensor
@@ -51,7 +55,7 @@ def sample_batch(
     """Cases, configuration, canvas and a generator -> one training batch."""
     images, targets = [], []
     for _ in range(config.train.batch_size):
-        case = cases[rng.integers(len(cases))]
+        case = cases[int(rng.integers(len(cases)))]
         candidates = case.foreground_slices
         if len(candidates) == 0 or rng.random() >= config.train.foreground:
             candidates = np.arange(len(case.image))
@@ -59,7 +63,9 @@ def sample_batch(
         image = with_context(case.image, np.array([index]), config.preprocess.context)
         target = one_hot(case.label[index], config.model.classes)
         grid = canvas_grid(target.shape[-2:], canvas, config.augment, rng)
-        images.append(F.grid_sample(torch.from_numpy(image), grid, padding_mode="border", align_corners=False))
+        images.append(
+            F.grid_sample(torch.from_numpy(image), grid, padding_mode="border", align_corners=False)
+        )
         targets.append(F.grid_sample(target[None], grid, padding_mode="border", align_corners=False))
     image_batch = vary_intensity(torch.cat(images), config.augment, rng)
     target_batch = torch.cat(targets)
@@ -74,8 +80,8 @@ def one_hot(label: NDArray[np.uint8], classes: int) -> Tensor:
 def canvas_grid(
     size: tuple[int, ...], canvas: tuple[int, int], augment: AugmentConfig, rng: np.random.Generator
 ) -> Tensor:
-    """Slice size, canvas and ranges -> sampling grid (1, Hc, Wc, 2) for `grid_sample`, without distortion but for the
-    drawn one."""
+    """Slice size, canvas and ranges -> sampling grid (1, Hc, Wc, 2) for `grid_sample`, without distortion but
+    for the drawn one."""
     angle = np.deg2rad(rng.uniform(-augment.rotation, augment.rotation))
     zoom = (1 + augment.scale) ** rng.uniform(-1, 1)
     stretch = (1 + augment.stretch) ** rng.uniform(-0.5, 0.5)
@@ -113,8 +119,8 @@ def vary_intensity(image: Tensor, augment: AugmentConfig, rng: np.random.Generat
 
 
 def draw_patches(target: Tensor, config: RunConfig, rng: np.random.Generator) -> Patches | None:
-    """Targets (B, K, Hc, Wc) -> corner int64 (B, 2) and size of the window of each finer level, each inside the one
-    before; a share `config.train.foreground` of them lies around a foreground cell."""
+    """Targets (B, K, Hc, Wc) -> corner int64 (B, 2) and size of the window of each finer level, each inside
+    the one before; a share `config.train.foreground` of them lies around a foreground cell."""
     side = config.train.patch
     if side is None:
         return None

@@ -10,13 +10,13 @@
     model.safetensors       the product: running mean of the weights, one file (see modelfile.py)
     report.json, curve.png  evaluation on the validation cases, and the curve
 
-A file is written under a temporary name and renamed, so that a stop at any moment leaves the last complete one.
+A file is written under a temporary name and renamed, so that a stop at any moment leaves the last complete
+one.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass, field
@@ -81,12 +81,14 @@ class RunFolder:
         return self.path / "report.json"
 
     @classmethod
-    def create(cls, path: Path, config: RunConfig, split: dict[str, Any], *, force: bool = False) -> RunFolder:
+    def create(
+        cls, path: Path, config: RunConfig, split: dict[str, Any], *, force: bool = False
+    ) -> RunFolder:
         """Configuration and split -> a new run folder, whole or not at all.
 
         Raises:
-            InputError: If the folder exists and `force` is not set, or cannot be made. An existing folder that is not
-                a run is never replaced.
+            InputError: If the folder exists and `force` is not set, or cannot be made. An existing folder
+                that is not a run is never replaced.
         """
         if path.exists():
             if not force:
@@ -104,11 +106,11 @@ class RunFolder:
             atomic_write(temporary / "split.json", json.dumps(split, indent=1))
             if path.exists():
                 old = Path(tempfile.mkdtemp(prefix=f".old-{path.name}-", dir=path.parent))
-                os.replace(path, old / path.name)
-                os.replace(temporary, path)
+                path.replace(old / path.name)
+                temporary.replace(path)
                 shutil.rmtree(old, ignore_errors=True)
             else:
-                os.replace(temporary, path)
+                temporary.replace(path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return cls(path)
@@ -121,7 +123,9 @@ class RunFolder:
             InputError: If it is none.
         """
         if not (path / "config.json").is_file() or not (path / "split.json").is_file():
-            raise InputError(f"{path}: not a run folder (config.json and split.json expected); nothing to resume")
+            raise InputError(
+                f"{path}: not a run folder (config.json and split.json expected); nothing to resume"
+            )
         return cls(path)
 
     def config(self) -> RunConfig:
@@ -145,7 +149,9 @@ class RunFolder:
         """State -> checkpoint, atomically."""
         header = {"format": FORMAT, "version": VERSION}
         header |= {k: getattr(state, k) for k in _COUNTERS}
-        tensors = {f"live.{k}": v for k, v in state.live.items()} | {f"good.{k}": v for k, v in state.good.items()}
+        tensors = {f"live.{k}": v for k, v in state.live.items()} | {
+            f"good.{k}": v for k, v in state.good.items()
+        }
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         content = safetensors.torch.save(tensors, {"mednca": json.dumps(header)})
         atomic_write(self.path / "checkpoint.safetensors", content)
@@ -164,9 +170,13 @@ class RunFolder:
                 header = json.loads(file.metadata()["mednca"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except Exception as error:
-            raise InputError(f"{path}: not a complete checkpoint ({error}); start anew with --force") from error
+            raise InputError(
+                f"{path}: not a complete checkpoint ({error}); start anew with --force"
+            ) from error
         if header.get("format") != FORMAT or header.get("version", 0) > VERSION:
-            raise InputError(f"{path}: expected {FORMAT} of version {VERSION} or older, got {header.get('version')}")
+            raise InputError(
+                f"{path}: expected {FORMAT} of version {VERSION} or older, got {header.get('version')}"
+            )
         state = TrainState(**{k: header[k] for k in _COUNTERS})
         for name, tensor in tensors.items():
             part, key = name.split(".", 1)

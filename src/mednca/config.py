@@ -1,7 +1,7 @@
 """Configurations: frozen dataclasses, validated when made, stored complete, read back strictly.
 
-`RunConfig` holds one of each: what the model is, how scans become slices, how it is trained. What to compute is
-configuration; where (paths, device) is an argument.
+`RunConfig` holds one of each: what the model is, how scans become slices, how it is trained. What to compute
+is configuration; where (paths, device) is an argument.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class AugmentConfig:
     """How training images are varied. Probabilities and ranges; 0 switches a part off.
 
     Attributes:
-        flip: In-plane axes (0 rows, 1 columns) that may be mirrored. Rows of an axial or coronal slice run from
-            left to right, where anatomy is nearly symmetric.
+        flip: In-plane axes (0 rows, 1 columns) that may be mirrored. Rows of an axial or coronal slice run
+            from left to right, where anatomy is nearly symmetric.
         rotation: Largest angle in degrees.
         scale: Largest relative change of size, common to both axes; 0.2 draws from 1/1.2 to 1.2.
         stretch: Largest relative change of one axis against the other.
@@ -61,13 +61,14 @@ class TrainConfig:
     Attributes:
         iterations: Steps of the optimiser.
         batch_size: Slices per iteration.
-        canvas: Height and width of the training image, seen whole by the coarsest level; None takes the largest
-            slice of the training cases, up to 256.
+        canvas: Height and width of the training image, seen whole by the coarsest level; None takes the
+            largest slice of the training cases, up to 256.
         patch: Side of the window that each finer level sees, in its cells; None runs it on the whole canvas.
         foreground: Share of the slices, and of the patches, that are drawn around the foreground.
         learning_rate: Peak rate of Adam.
         betas: Of Adam. The official 0.5, 0.5 are a cause of its divergence.
-        schedule: "cosine" warms up and decays to zero; "exponential" multiplies by 0.9999 per iteration (official).
+        schedule: "cosine" warms up and decays to zero; "exponential" multiplies by 0.9999 per iteration
+            (official).
         warmup: Iterations of linear warm-up.
         clip: Largest norm of the gradient; 0 does not clip.
         ema: Decay of the running mean of the weights, which is what is kept; 0 keeps the last weights.
@@ -105,7 +106,9 @@ class TrainConfig:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
         if not 0 <= self.ema < 1 or not 0 <= self.foreground <= 1:
-            raise ValueError(f"ema must be in [0, 1) and foreground in [0, 1], got {self.ema} and {self.foreground}")
+            raise ValueError(
+                f"ema must be in [0, 1) and foreground in [0, 1], got {self.ema} and {self.foreground}"
+            )
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be > 0, got {self.learning_rate}")
         if self.schedule not in ("cosine", "exponential"):
@@ -140,12 +143,14 @@ class RunConfig:
     """Everything that decides a training, apart from the data.
 
     Attributes:
-        labels: Name of each class, 1 to K, in order.
+        labels: Name of each of the K classes.
+        values: Value of each class in label files and in masks.
         merge: Whether all labels of the data are merged into one class.
     """
 
     recipe: str = "native"
     labels: tuple[str, ...] = ("foreground",)
+    values: tuple[int, ...] = (1,)
     merge: bool = True
     model: MedNCAConfig = field(default_factory=MedNCAConfig)
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
@@ -155,7 +160,13 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         if len(self.labels) != self.model.classes:
-            raise ValueError(f"labels must name the {self.model.classes} class(es) of the model, got {self.labels}")
+            raise ValueError(
+                f"labels must name the {self.model.classes} class(es) of the model, got {self.labels}"
+            )
+        if len(set(self.values)) != self.model.classes or not all(0 < value < 256 for value in self.values):
+            raise ValueError(
+                f"values must be {self.model.classes} different numbers from 1 to 255, got {self.values}"
+            )
         if self.model.image_channels != self.preprocess.image_channels:
             raise ValueError(
                 f"model has {self.model.image_channels} image channels, its preprocessing gives "
@@ -180,13 +191,17 @@ def from_dict(kind: type[T], values: Any, where: str) -> T:
         InputError: For an unknown key, a wrong type or a value out of range.
     """
     if not isinstance(values, dict):
-        raise InputError(f"{where}: expected a table of settings for {kind.__name__}, got {type(values).__name__}")
+        raise InputError(
+            f"{where}: expected a table of settings for {kind.__name__}, got {type(values).__name__}"
+        )
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise InputError(f"{where}: unknown setting {unknown[0]!r}; known are {', '.join(sorted(hints))}")
     try:
-        return kind(**{name: _value(hints[name], value, f"{where}: {name}") for name, value in values.items()})
+        return kind(
+            **{name: _value(hints[name], value, f"{where}: {name}") for name, value in values.items()}
+        )
     except (ValueError, TypeError) as error:
         raise InputError(f"{where}: {error}") from error
 

@@ -13,7 +13,8 @@ from mednca.errors import InputError
 
 @contextlib.contextmanager
 def replacing(path: Path, *, force: bool = True) -> Iterator[Path]:
-    """Path -> a temporary path beside it with the same suffixes, which takes its place when the block ends well.
+    """Path -> a temporary path beside it with the same suffixes, which takes its place when the block ends
+    well.
 
     Raises:
         InputError: If the file exists and `force` is not set, or the folder cannot be written to.

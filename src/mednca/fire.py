@@ -1,12 +1,13 @@
 """Which cells fire: the fire mask as a pure function of integers, the same bits in every engine.
 
-A counter-based generator: the seed, the level, the step, the item and the cell's row and column are absorbed one
-after the other into a 32-bit word, and a cell fires where the last word is below the fire rate. Nothing is drawn from
-a stream, so a mask does not depend on device, batch, tile, thread or order; two windows of one grid agree where they
-overlap. The mixing function is the 32-bit finaliser of MurmurHash3 (A. Appleby, public domain).
+A counter-based generator: the seed, the level, the step, the item and the cell's row and column are absorbed
+one after the other into a 32-bit word, and a cell fires where the last word is below the fire rate. Nothing
+is drawn from a stream, so a mask does not depend on device, batch, tile, thread or order; two windows of one
+grid agree where they overlap. The mixing function is the 32-bit finaliser of MurmurHash3 (A. Appleby, public
+domain).
 
-The functions use only operators that NumPy arrays, PyTorch tensors and Python's integers share, and they return what
-they are given: there is one definition for all.
+The functions use only operators that NumPy arrays, PyTorch tensors and Python's integers share, and they
+return what they are given: there is one definition for all.
 
 Shapes: B items, H rows, W columns.
 """
@@ -38,7 +39,8 @@ class FireKey:
 
 
 def mix(word: Integers) -> Integers:
-    """Word in [0, 2^32) -> word in [0, 2^32), a bijection in which every input bit moves half of the output bits."""
+    """Word in [0, 2^32) -> word in [0, 2^32), a bijection in which every input bit moves half of the output
+    bits."""
     word = word ^ (word >> 16)
     word = (word * 0x85EBCA6B) & _WORD
     word = word ^ (word >> 13)
@@ -59,7 +61,8 @@ def fire_mask(
     Args:
         key: Seed and level.
         step: Number of the step within its level, from 0.
-        items: int64 (B, 1, 1), what tells the images of a stream apart: slice index, or running number in training.
+        items: int64 (B, 1, 1), what tells the images of a stream apart: slice index, or running number in
+            training.
         rows: int64 (B or 1, H, 1), row of each cell in the whole grid of this level.
         columns: int64 (B or 1, 1, W), column of each cell in the whole grid of this level.
         fire_rate: Chance to update in (0, 1], resolved to 2^-24.

@@ -1,12 +1,13 @@
-"""One model, one file: weights and everything needed to use them, in a versioned `.safetensors`. Never pickle.
+"""One model, one file: weights and everything needed to use them, in a versioned `.safetensors`. Never
+pickle.
 
 The header's metadata holds one entry, `mednca`, a JSON object::
 
     {"format": "mednca-model", "version": 1, "config": {...}, "card": {...}}
 
-`config` is the complete `RunConfig` (levels, steps, preprocessing, labels, threshold, post-processing, training);
-`card` says what a user must know: training cases, scores, data, licence, attribution. Tensors are float32, named as
-in `MedNCA.state_dict()`.
+`config` is the complete `RunConfig` (levels, steps, preprocessing, labels, threshold, post-processing,
+training); `card` says what a user must know: training cases, scores, data, licence, attribution. Tensors are
+float32, named as in `MedNCA.state_dict()`.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ SHIPPED = Path(__file__).parent / "models"
 class ModelFile:
     """A trained model: configuration, weights by name, and its card.
 
-    `card` may hold: name, description, training_cases, iterations, finished, scores, data, licence, attribution,
-    intended_use, fingerprint (spacing_mm and size_mm, each [least, largest] per RAS+ axis, of the training scans).
+    `card` may hold: name, description, training_cases, iterations, finished, scores, data, licence,
+    attribution, intended_use, fingerprint (spacing_mm and size_mm, each [least, largest] per RAS+ axis, of
+    the training scans).
     """
 
     config: RunConfig
@@ -47,7 +49,8 @@ class ModelFile:
 
     @property
     def hash(self) -> str:
-        """First 16 hexadecimal digits of the SHA-256 of configuration and weights: names the model in reports."""
+        """First 16 hexadecimal digits of the SHA-256 of configuration and weights: names the model in
+        reports."""
         digest = hashlib.sha256(json.dumps(to_dict(self.config), sort_keys=True).encode())
         for name in sorted(self.weights):
             digest.update(name.encode())
@@ -82,7 +85,8 @@ def load_model(source: str | Path) -> ModelFile:
     """Run folder, `.safetensors` file or name of a shipped model -> the model.
 
     Raises:
-        InputError: If there is no such model, or the file is damaged, foreign, of a newer version or inconsistent.
+        InputError: If there is no such model, or the file is damaged, foreign, of a newer version or
+            inconsistent.
     """
     path = find_model(source)
     header, weights = _read(path)
@@ -94,13 +98,16 @@ def load_model(source: str | Path) -> ModelFile:
             raise InputError(f"{path}: weights {name!r} are missing; get the file again")
         if weights[name].shape != tensor.shape:
             raise InputError(
-                f"{path}: weights {name!r} must have shape {tuple(tensor.shape)}, got {tuple(weights[name].shape)}"
+                f"{path}: weights {name!r} must have shape {tuple(tensor.shape)}, "
+                f"got {tuple(weights[name].shape)}"
             )
         if not torch.isfinite(weights[name]).all():
             raise InputError(f"{path}: weights {name!r} are not finite; get the file again")
     unknown = sorted(set(weights) - set(expected))
     if unknown:
-        raise InputError(f"{path}: unknown weights {unknown[0]!r} for a model of {len(config.model.scales)} levels")
+        raise InputError(
+            f"{path}: unknown weights {unknown[0]!r} for a model of {len(config.model.scales)} levels"
+        )
     return ModelFile(config, weights, card)
 
 
@@ -147,12 +154,14 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         header = json.loads(metadata["mednca"])
     except (KeyError, ValueError) as error:
-        raise InputError(f"{path}: a .safetensors file, but not a mednca model (no 'mednca' in its header)") from error
+        raise InputError(
+            f"{path}: a .safetensors file, but not a mednca model (no 'mednca' in its header)"
+        ) from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise InputError(f"{path}: expected format {FORMAT!r}, got {header.get('format') if isinstance(header, dict) else header!r}")
+        raise InputError(f"{path}: not a mednca model (expected format {FORMAT!r} in its header)")
     if not isinstance(header.get("version"), int) or header["version"] > VERSION:
         raise InputError(
-            f"{path}: model format version {header.get('version')} is newer than this mednca reads ({VERSION}); "
-            "upgrade with 'pip install -U mednca'"
+            f"{path}: model format version {header.get('version')} is newer than this mednca reads "
+            f"({VERSION}); upgrade with 'pip install -U mednca'"
         )
     return header, weights

@@ -1,14 +1,15 @@
-"""Med-NCA: one tiny learnt rule per level, applied by every cell of an image again and again. The whole method.
+"""Med-NCA, the whole method: a tiny learnt rule per level, applied by every cell of an image again and again.
 
-Kalkhof, González, Mukhopadhyay, "Med-NCA: Robust and Lightweight Segmentation with Neural Cellular Automata", IPMI
-2023, doi:10.1007/978-3-031-34048-2_54, section 3. This file is the definition and the differentiable reference that
-every other engine of the project is held to.
+Kalkhof, González, Mukhopadhyay, "Med-NCA: Robust and Lightweight Segmentation with Neural Cellular Automata",
+IPMI 2023, doi:10.1007/978-3-031-34048-2_54, section 3. This file is the definition and the differentiable
+reference that every other engine of the project is held to.
 
 A cell's state is a vector of n channels::
 
     [ image (I, never changes) | logits (K, the answer) | hidden (what the cells tell each other) ]
 
-Shapes: B items, n channels, H x W cells; H0 x W0 is the full resolution, a level of scale f has (H0 / f) x (W0 / f).
+Shapes: B items, n channels, H x W cells; H0 x W0 is the full resolution, a level of scale f
+has (H0 / f) x (W0 / f).
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class MedNCAConfig:
 
     Attributes:
         image_channels: I, image channels at the front of the state.
-        classes: K, foreground classes, one logit channel each. The background's logit is 0 by definition, so that
-            probabilities are a softmax over K + 1, which for one class is the sigmoid.
+        classes: K, foreground classes, one logit channel each. The background's logit is 0 by definition, so
+            that probabilities are a softmax over K + 1, which for one class is the sigmoid.
         channels: n, length of a cell's state.
         hidden: h, hidden units of the update.
         perception: "dense" for the paper's two convolutions n -> n, "depthwise" for two filters per channel.
@@ -58,14 +59,21 @@ class MedNCAConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.image_channels + self.classes > self.channels:
             raise ValueError(
-                f"channels must hold image_channels + classes = {self.image_channels + self.classes}, got {self.channels}"
+                f"channels must be at least image_channels + classes, here {self.image_channels} + "
+                f"{self.classes}, got {self.channels}"
             )
         if self.perception not in ("dense", "depthwise"):
             raise ValueError(f"perception must be 'dense' or 'depthwise', got {self.perception!r}")
         if not self.scales or len(self.steps) != len(self.scales) or min(self.steps) < 1:
-            raise ValueError(f"steps must give a number >= 1 for each of the scales {self.scales}, got {self.steps}")
-        if self.scales[-1] != 1 or any(a <= b or a % b for a, b in zip(self.scales, self.scales[1:], strict=False)):
-            raise ValueError(f"scales must fall to 1, each a multiple of the next, as (4, 1); got {self.scales}")
+            raise ValueError(
+                f"steps must give a number >= 1 for each of the scales {self.scales}, got {self.steps}"
+            )
+        if self.scales[-1] != 1 or any(
+            a <= b or a % b for a, b in zip(self.scales, self.scales[1:], strict=False)
+        ):
+            raise ValueError(
+                f"scales must fall to 1, each a multiple of the next, as (4, 1); got {self.scales}"
+            )
         if not 0.0 < self.fire_rate <= 1.0:
             raise ValueError(f"fire_rate must be in (0, 1], got {self.fire_rate}")
 
@@ -82,7 +90,8 @@ class MedNCAConfig:
 
 @dataclass(frozen=True)
 class Window:
-    """Where a piece of a level's grid lies: int64 (B, 1, 1) item numbers, (B or 1, H, 1) rows, (B or 1, 1, W) columns."""
+    """Where a piece of a level's grid lies: int64 (B, 1, 1) item numbers, (B or 1, H, 1) rows, (B or 1, 1, W)
+    columns."""
 
     items: Tensor
     rows: Tensor
@@ -103,7 +112,8 @@ class Window:
         return cls(items.view(-1, 1, 1), rows, columns)
 
     def cut(self, grid: Tensor, scale: int = 1) -> Tensor:
-        """Grid (B, C, H, W), coarser than the window by `scale` -> its cells under the window, repeated (nearest)."""
+        """Grid (B, C, H, W), coarser than the window by `scale` -> its cells under the window, repeated
+        (nearest)."""
         batch = torch.arange(len(grid), device=grid.device).view(-1, 1, 1)
         rows = torch.div(self.rows, scale, rounding_mode="floor")
         columns = torch.div(self.columns, scale, rounding_mode="floor")
@@ -129,22 +139,23 @@ class Backbone(nn.Module):
         return F.pad(image, (0, 0, 0, 0, 0, self.config.channels - self.config.image_channels))
 
     def perceive(self, state: Tensor) -> Tensor:
-        """State (B, n, H, W) -> perception (B, 3n, H, W): each cell's own state and two learnt views of its 3 x 3
-        neighbours. Reflect padding, so that no cell can tell that it lies at the border."""
+        """State (B, n, H, W) -> perception (B, 3n, H, W): each cell's own state and two learnt views of its 3
+        x 3 neighbours. Reflect padding, so that no cell can tell that it lies at the border."""
         around = F.pad(state, (1, 1, 1, 1), mode="reflect")
         return torch.cat([state, self.perceive_a(around), self.perceive_b(around)], dim=1)
 
     def update(self, perception: Tensor) -> Tensor:
         """Perception (B, 3n, H, W) -> residual (B, n, H, W), zero on the image channels."""
         hidden = F.relu(self.update_in(perception.movedim(1, -1)))
-        residual = self.update_out(hidden).movedim(-1, 1)
+        residual: Tensor = self.update_out(hidden).movedim(-1, 1)
         changes = torch.ones(self.config.channels, dtype=residual.dtype, device=residual.device)
         changes[: self.config.image_channels] = 0
         return residual * changes.view(1, -1, 1, 1)
 
     def step(self, state: Tensor, fires: Tensor) -> Tensor:
         """State (B, n, H, W) and fire mask bool (B, H, W) -> the next state."""
-        return state + self.update(self.perceive(state)) * fires.unsqueeze(1).to(state.dtype)
+        residual: Tensor = self.update(self.perceive(state))
+        return state + residual * fires.unsqueeze(1).to(state.dtype)
 
 
 #: A way to run a rule: rule, state (B, n, H, W), key, window, steps -> state after the steps.
@@ -179,16 +190,17 @@ class MedNCA(nn.Module):
     ) -> list[tuple[Tensor, Window]]:
         """Image (B, I, H0, W0) -> for each level its last state (B, n, H, W) and the window that it covers.
 
-        The coarsest level sees the whole image. At each finer one the state is lifted (each cell hands its state to
-        the cells it splits into), the sharp image is put in and the level's own rule runs: on the whole image, or,
-        where `patches` are given, on a window of it, which is what keeps the memory of training small.
+        The coarsest level sees the whole image. At each finer one the state is lifted (each cell hands its
+        state to the cells it splits into), the sharp image is put in and the level's own rule runs: on the
+        whole image, or, where `patches` are given, on a window of it, which is what keeps the memory of
+        training small.
 
         Args:
             image: float (B, I, H0, W0); H0 and W0 multiples of `config.multiple`, at least `config.smallest`.
             seed: Names the random stream of the fire masks.
             items: int64 (B,), numbers that tell the images of this stream apart.
-            patches: For each level after the first, corners int64 (B, 2) in cells of that level and a size (H, W).
-                A patch must lie inside the one before it.
+            patches: For each level after the first, corners int64 (B, 2) in cells of that level and a size
+                (H, W). A patch must lie inside the one before it.
             steps: Steps per level instead of `config.steps`.
             run: The engine.
         """
@@ -196,8 +208,8 @@ class MedNCA(nn.Module):
         height, width = image.shape[-2:]
         if height % config.multiple or width % config.multiple or min(height, width) < config.smallest:
             raise ValueError(
-                f"image height and width must be multiples of {config.multiple} and at least {config.smallest}, "
-                f"got {height} x {width}"
+                f"image height and width must be multiples of {config.multiple} and at least "
+                f"{config.smallest}, got {height} x {width}"
             )
         outputs: list[tuple[Tensor, Window]] = []
         for level, (rule, scale) in enumerate(zip(self.levels, config.scales, strict=True)):
@@ -222,20 +234,26 @@ class MedNCA(nn.Module):
 
 
 def downscale(image: Tensor, scale: int) -> Tensor:
-    """Image (B, I, H, W) -> (B, I, H / scale, W / scale), linear between the pixels nearest to each new centre: for
-    scale 4 the mean of the central 2 x 2 of each block."""
+    """Image (B, I, H, W) -> (B, I, H / scale, W / scale), linear between the pixels nearest to each new
+    centre: for scale 4 the mean of the central 2 x 2 of each block."""
     if scale == 1:
         return image
     return F.interpolate(image, scale_factor=1 / scale, mode="bilinear", align_corners=False)
 
 
 def lift(coarse: Tensor, around: Window, window: Window, factor: int) -> Tensor:
-    """State (B, n, H, W) that covers `around` -> the state of the finer cells in `window`, repeated (nearest)."""
-    inside = Window(window.items, window.rows - factor * around.rows[:, :1], window.columns - factor * around.columns[:, :, :1])
+    """State (B, n, H, W) that covers `around` -> the state of the finer cells in `window`, repeated
+    (nearest)."""
+    inside = Window(
+        window.items,
+        window.rows - factor * around.rows[:, :1],
+        window.columns - factor * around.columns[:, :, :1],
+    )
     return inside.cut(coarse, factor)
 
 
 def probabilities(logits: Tensor) -> Tensor:
-    """Logits (B, K, ...) -> probabilities (B, K, ...) of the K foreground classes; the background has the rest."""
+    """Logits (B, K, ...) -> probabilities (B, K, ...) of the K foreground classes; the background has the
+    rest."""
     background = torch.zeros_like(logits[:, :1])
     return torch.softmax(torch.cat([background, logits], dim=1), dim=1)[:, 1:]

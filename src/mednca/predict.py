@@ -1,5 +1,5 @@
-"""A scan in, a mask out, in the scan's own grid. `Predictor.predict(volume) -> Prediction` is the protocol by which
-everything is judged."""
+"""A scan in, a mask out, in the scan's own grid. `Predictor.predict(volume) -> Prediction` is the protocol by
+which everything is judged."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Prediction:
     """What a model says of one scan.
 
     Attributes:
-        mask: uint8 (1, X, Y, Z) in the scan's grid: 0 background, 1 to K the classes.
+        mask: uint8 (1, X, Y, Z) in the scan's grid: 0 background, else the value of a class.
         probability: float32 (K, X, Y, Z), where it was asked for.
         report: Version, model hash, seed, device, seconds, foreground volume in ml, warnings.
     """
@@ -63,7 +63,7 @@ class Predictor:
     @property
     def labels(self) -> dict[int, str]:
         """Value in the mask -> name of the class."""
-        return dict(enumerate(self.file.config.labels, start=1))
+        return dict(zip(self.file.config.values, self.file.config.labels, strict=True))
 
     def predict(
         self, volume: Volume, *, probability: bool = False, progress: Callable[[int, int], None] | None = None
@@ -95,7 +95,7 @@ class Predictor:
             progress=progress,
         )
         in_grid = restore(shares, volume, config.preprocess)
-        mask = decide(in_grid, config.predict.threshold)
+        mask = decide(in_grid, config.predict.threshold, config.values)
         if config.predict.largest_component:
             mask = largest_component(mask)
         voxel_ml = float(abs(np.linalg.det(volume.affine[:3, :3]))) / 1000
@@ -119,7 +119,9 @@ def check_device(device: str) -> None:
     if device not in ("cpu", "cuda") and not device.startswith("cuda:"):
         raise InputError(f"device must be 'cpu' or 'cuda', got {device!r}")
     if device != "cpu" and not torch.cuda.is_available():
-        raise InputError(f"device {device!r} was asked for, but torch finds no CUDA device here; use --device cpu")
+        raise InputError(
+            f"device {device!r} was asked for, but torch finds no CUDA device here; use --device cpu"
+        )
 
 
 def predict_slices(
@@ -134,8 +136,8 @@ def predict_slices(
 ) -> NDArray[np.float32]:
     """Prepared slices (S, M, H, W) -> probabilities of the foreground classes float32 (S, K, H, W).
 
-    Slices are run a few at a time and their fire masks are named by their number, so that neither the memory nor the
-    result depends on how many.
+    Slices are run a few at a time and their fire masks are named by their number, so that neither the memory
+    nor the result depends on how many.
     """
     count, _, height, width = image.shape
     device = next(model.parameters()).device
@@ -158,10 +160,11 @@ def predict_slices(
     return result
 
 
-def decide(probability: NDArray[np.float32], threshold: float) -> NDArray[np.uint8]:
-    """Probabilities (K, X, Y, Z) -> mask uint8 (X, Y, Z): the likeliest class where foreground exceeds the threshold."""
+def decide(probability: NDArray[np.float32], threshold: float, values: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Probabilities (K, X, Y, Z) and the K values of the classes -> mask uint8 (X, Y, Z): the likeliest class
+    where the foreground as a whole exceeds the threshold, else 0."""
     foreground = probability.sum(axis=0) > threshold
-    return np.where(foreground, probability.argmax(axis=0) + 1, 0).astype(np.uint8)
+    return np.where(foreground, np.array(values, np.uint8)[probability.argmax(axis=0)], 0).astype(np.uint8)
 
 
 def largest_component(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -189,7 +192,7 @@ def plausibility(volume: Volume, fingerprint: dict[str, Any] | None) -> list[str
             got = " x ".join(f"{v:.3g}" for v in values)
             seen = " x ".join(f"{a:.3g}-{b:.3g}" for a, b in zip(low, high, strict=True))
             warnings.append(
-                f"{name} {got} {unit} (axes R, A, S) lies outside what the model was trained on ({seen} {unit}); "
-                "do not trust this mask unchecked"
+                f"{name} {got} {unit} (axes R, A, S) lies outside what the model was trained on "
+                f"({seen} {unit}); do not trust this mask unchecked"
             )
     return warnings

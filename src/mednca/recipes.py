@@ -19,13 +19,13 @@ class Fingerprint:
         modalities: Channels of a scan.
         spacing: Median spacing in mm along the RAS+ axes.
         shape: Median number of voxels along the RAS+ axes.
-        labels: Names of the foreground labels, 1 to K, in order.
+        labels: Value in the label files -> name of each foreground label.
     """
 
     modalities: int
     spacing: tuple[float, float, float]
     shape: tuple[int, int, int]
-    labels: tuple[str, ...]
+    labels: dict[int, str]
 
 
 def native(data: Fingerprint) -> RunConfig:
@@ -38,14 +38,12 @@ def native(data: Fingerprint) -> RunConfig:
     model = MedNCAConfig(image_channels=data.modalities * (2 * context + 1), steps=(16, 16))
     spacing = (data.spacing[rows], data.spacing[columns]) if volumetric else None
     preprocess = PreprocessConfig(modalities=data.modalities, axis=axis, context=context, spacing=spacing)
-    return RunConfig("native", ("foreground",), True, model, preprocess)
+    return RunConfig("native", model=model, preprocess=preprocess)
 
 
 def paper(data: Fingerprint, size: int, steps: int, batch_size: int, iterations: int) -> RunConfig:
     """The paper's setting as the authors' code has it (shared by the two recipes below)."""
     return RunConfig(
-        labels=("foreground",),
-        merge=True,
         model=MedNCAConfig(image_channels=data.modalities, steps=(steps, steps)),
         preprocess=PreprocessConfig(modalities=data.modalities, axis=2, normalise="slice", size=(size, size)),
         augment=AugmentConfig((), 0, 0, 0, 0, 0, 0, 0, 0),
@@ -69,12 +67,14 @@ def paper(data: Fingerprint, size: int, steps: int, batch_size: int, iterations:
 
 
 def paper_hippocampus(data: Fingerprint) -> RunConfig:
-    """The authors' hippocampus: slices stretched to 64 x 64, 16 steps, batch 40, nothing that stabilises training."""
+    """The authors' hippocampus: slices stretched to 64 x 64, 16 steps, batch 40, nothing that stabilises
+    training."""
     return replace(paper(data, 64, 16, 40, 30_000), recipe="paper_hippocampus")
 
 
 def paper_prostate(data: Fingerprint) -> RunConfig:
-    """The authors' prostate: slices stretched to 256 x 256, 64 steps, batch 20, nothing that stabilises training."""
+    """The authors' prostate: slices stretched to 256 x 256, 64 steps, batch 20, nothing that stabilises
+    training."""
     return replace(paper(data, 256, 64, 20, 30_000), recipe="paper_prostate")
 
 
@@ -97,9 +97,12 @@ def recipe(name: str, data: Fingerprint) -> RunConfig:
     return RECIPES[name](data)
 
 
-def with_classes(config: RunConfig, labels: tuple[str, ...]) -> RunConfig:
-    """Configuration and label names -> the same with a class for each label instead of one for all."""
-    return replace(config, labels=labels, merge=False, model=replace(config.model, classes=len(labels)))
+def with_classes(config: RunConfig, labels: dict[int, str]) -> RunConfig:
+    """Configuration and labels (value -> name) -> the same with a class for each label instead of one for
+    all."""
+    model = replace(config.model, classes=len(labels))
+    values = tuple(sorted(labels))
+    return replace(config, labels=tuple(labels[v] for v in values), values=values, merge=False, model=model)
 
 
 def slice_axis(data: Fingerprint) -> int:

@@ -1,7 +1,7 @@
 """The watch over a training: says early that a run is stuck or diverging.
 
-Med-NCA's published training fails often in two ways: a start that never leaves the trivial answer, and a run that
-learns and then falls off a cliff. Both show in means over short windows of iterations.
+Med-NCA's published training fails often in two ways: a start that never leaves the trivial answer, and a run
+that learns and then falls off a cliff. Both show in means over short windows of iterations.
 """
 
 from __future__ import annotations
@@ -32,11 +32,13 @@ class Sentinel:
     best_skill: float = -math.inf
     sums: list[float] = field(default_factory=lambda: [0.0] * 4)
 
-    def observe(self, iteration: int, loss: float, dice: float, foreground: float, gradient_norm: float) -> Verdict:
+    def observe(
+        self, iteration: int, loss: float, dice: float, foreground: float, gradient_norm: float
+    ) -> Verdict:
         """One iteration's loss, soft Dice, share of foreground in the target and gradient norm -> verdict.
 
-        "watching" within a window; at its end "healthy", "stuck" or "diverged"; a number that is not finite is
-        "diverged" at once.
+        "watching" within a window; at its end "healthy", "stuck" or "diverged"; a number that is not finite
+        is "diverged" at once.
         """
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
             return "diverged"

@@ -1,8 +1,9 @@
-"""Volumes to slices and the exact way back: what stands between a scan in its own grid and the cells of a model.
+"""Volumes to slices and the exact way back: what stands between a scan in its own grid and the cells of a
+model.
 
-Everything here is NumPy. A volume is first brought to its closest RAS+ axes (a permutation and flips, no resampling),
-cut along one axis, normalised, and, if the model wants it, resized in plane; probabilities go the same way back, so a
-mask has the grid, the shape and the orientation of the scan it belongs to.
+Everything here is NumPy. A volume is first brought to its closest RAS+ axes (a permutation and flips, no
+resampling), cut along one axis, normalised, and, if the model wants it, resized in plane; probabilities go
+the same way back, so a mask has the grid, the shape and the orientation of the scan it belongs to.
 
 Shapes: M modalities (channels of the scan), S slices, H x W pixels of a slice after resizing, K classes;
 I = M (2 context + 1) image channels that a model sees.
@@ -30,12 +31,14 @@ class PreprocessConfig:
     Attributes:
         modalities: M, channels of a scan.
         axis: Axis of the RAS+ volume that slices are cut along: 0 sagittal, 1 coronal, 2 axial.
-        context: Neighbouring slices on each side that come along as further image channels (edge slices repeat).
-        normalise: "volume" clips each channel of a volume to its 0.5 and 99.5 percentile and scales to [0, 1];
-            "slice" does so per slice, after resizing, as the authors' code does.
-        spacing: In-plane spacing in mm that slices are resampled to (native recipe); None keeps the scan's own.
-        size: Height and width that every slice is stretched to, whatever its shape (the paper's recipe); replaces
-            `spacing`.
+        context: Neighbouring slices on each side that come along as further image channels (edge slices
+            repeat).
+        normalise: "volume" clips each channel of a volume to its 0.5 and 99.5 percentile and scales to [0,
+            1]; "slice" does so per slice, after resizing, as the authors' code does.
+        spacing: In-plane spacing in mm that slices are resampled to (native recipe); None keeps the scan's
+            own.
+        size: Height and width that every slice is stretched to, whatever its shape (the paper's recipe);
+            replaces `spacing`.
 
     Raises:
         ValueError: Where a value is out of its range.
@@ -50,7 +53,9 @@ class PreprocessConfig:
 
     def __post_init__(self) -> None:
         if self.modalities < 1 or self.context < 0:
-            raise ValueError(f"modalities must be >= 1 and context >= 0, got {self.modalities} and {self.context}")
+            raise ValueError(
+                f"modalities must be >= 1 and context >= 0, got {self.modalities} and {self.context}"
+            )
         if self.axis not in (0, 1, 2):
             raise ValueError(f"axis must be 0, 1 or 2, got {self.axis}")
         if self.normalise not in ("volume", "slice"):
@@ -82,7 +87,9 @@ def join(slices: NDArray[np.generic], axis: int) -> NDArray[np.generic]:
     return np.ascontiguousarray(np.moveaxis(slices, 0, axis + 1))
 
 
-def plane_size(shape: tuple[int, ...], spacing: tuple[float, ...], config: PreprocessConfig) -> tuple[int, int]:
+def plane_size(
+    shape: tuple[int, ...], spacing: tuple[float, ...], config: PreprocessConfig
+) -> tuple[int, int]:
     """RAS+ shape and spacing (mm) of a scan -> height and width that its slices are resized to."""
     rows, columns = plane_axes(config.axis)
     if config.size is not None:
@@ -114,20 +121,24 @@ def prepare_image(volume: Volume, config: PreprocessConfig) -> Array:
 
 
 def prepare_label(volume: Volume, config: PreprocessConfig, classes: int) -> NDArray[np.uint8]:
-    """Label volume (1, X, Y, Z) with values 0 to `classes` -> slices uint8 (S, H, W) on the grid of the image's."""
+    """Label volume (1, X, Y, Z) with values 0 to `classes` -> slices uint8 (S, H, W) on the grid of the
+    image's."""
     canonical = volume.canonical()
     size = plane_size(canonical.shape, canonical.spacing, config)
     slices = cut(canonical.data, config.axis)[:, 0]
     if slices.shape[1:] == size:
         return slices.astype(np.uint8)
     if config.size is not None:
-        return slices[:, nearest(slices.shape[1], size[0])][:, :, nearest(slices.shape[2], size[1])].astype(np.uint8)
+        rows, columns = nearest(slices.shape[1], size[0]), nearest(slices.shape[2], size[1])
+        return slices[:, rows][:, :, columns].astype(np.uint8)
     shares = np.stack([(slices == k) for k in range(classes + 1)], axis=1).astype(np.float32)
-    return resize(shares, size, "linear").argmax(axis=1).astype(np.uint8)
+    label: NDArray[np.uint8] = resize(shares, size, "linear").argmax(axis=1).astype(np.uint8)
+    return label
 
 
 def restore(probability: Array, like: Volume, config: PreprocessConfig) -> Array:
-    """Probabilities of slices (S, K, H, W) -> of voxels float32 (K, X, Y, Z) in the grid of the scan `like`."""
+    """Probabilities of slices (S, K, H, W) -> of voxels float32 (K, X, Y, Z) in the grid of the scan
+    `like`."""
     canonical = like.canonical()
     rows, columns = plane_axes(config.axis)
     slices = resize(probability, (canonical.shape[rows], canonical.shape[columns]), "linear")
@@ -136,14 +147,16 @@ def restore(probability: Array, like: Volume, config: PreprocessConfig) -> Array
 
 
 def with_context(slices: Array, indices: NDArray[np.int64], context: int) -> Array:
-    """Slices (S, M, H, W) and the numbers of B of them -> image (B, I, H, W) with the neighbours as channels."""
+    """Slices (S, M, H, W) and the numbers of B of them -> image (B, I, H, W) with the neighbours as
+    channels."""
     around = np.clip(indices[:, None] + np.arange(-context, context + 1), 0, len(slices) - 1)
-    picked = slices[around]
-    return picked.reshape(len(indices), -1, *slices.shape[2:])
+    picked: Array = slices[around].reshape(len(indices), -1, *slices.shape[2:])
+    return picked
 
 
 def pad_to(image: Array, multiple: int, smallest: int) -> tuple[Array, tuple[slice, slice]]:
-    """Image (..., H, W) -> padded at its edges by repetition to a size that a model takes, and where the image is."""
+    """Image (..., H, W) -> padded at its edges by repetition to a size that a model takes, and where the
+    image is."""
     pads, inside = [], []
     for size in image.shape[-2:]:
         target = max(smallest, -(-size // multiple) * multiple)
@@ -155,17 +168,20 @@ def pad_to(image: Array, multiple: int, smallest: int) -> tuple[Array, tuple[sli
 
 
 def rescale(image: NDArray[np.floating]) -> Array:
-    """Any array -> clipped to its 0.5 and 99.5 percentile and scaled to [0, 1]; a constant one becomes zeros."""
+    """Any array -> clipped to its 0.5 and 99.5 percentile and scaled to [0, 1]; a constant one becomes
+    zeros."""
     low, high = np.percentile(image, (0.5, 99.5))
     if not high > low:
         low, high = float(image.min()), float(image.max())
     if not high > low:
         return np.zeros(image.shape, np.float32)
-    return ((np.clip(image, low, high) - low) / (high - low)).astype(np.float32)
+    scaled: Array = ((np.clip(image, low, high) - low) / (high - low)).astype(np.float32)
+    return scaled
 
 
 def resize(slices: Array, size: tuple[int, int], kernel: Literal["linear", "cubic"]) -> Array:
-    """Slices (S, C, H, W) -> float32 (S, C, *size): the same field of view, pixel areas aligned, edges repeated.
+    """Slices (S, C, H, W) -> float32 (S, C, *size): the same field of view, pixel areas aligned, edges
+    repeated.
 
     "linear" widens its kernel where it shrinks, so that no pixel is passed over; "cubic" is Keys' kernel with
     a = -0.75 without widening, the customary one of image libraries.
@@ -179,7 +195,8 @@ def resize(slices: Array, size: tuple[int, int], kernel: Literal["linear", "cubi
 
 @lru_cache(maxsize=256)
 def resize_matrix(old: int, new: int, kernel: Literal["linear", "cubic"]) -> Array:
-    """Lengths -> float32 (new, old): row i holds the weights of the old pixels in new pixel i; rows sum to 1."""
+    """Lengths -> float32 (new, old): row i holds the weights of the old pixels in new pixel i; rows sum to
+    1."""
     ratio = old / new
     centres = (np.arange(new) + 0.5) * ratio - 0.5
     stretch = max(1.0, ratio) if kernel == "linear" else 1.0
@@ -194,9 +211,9 @@ def resize_matrix(old: int, new: int, kernel: Literal["linear", "cubic"]) -> Arr
         far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
         weights = np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
     weights /= weights.sum(axis=1, keepdims=True)
-    matrix = np.zeros((new, old))
-    np.add.at(matrix, (np.arange(new)[:, None], np.clip(taps, 0, old - 1)), weights)
-    matrix = matrix.astype(np.float32)
+    exact = np.zeros((new, old))
+    np.add.at(exact, (np.arange(new)[:, None], np.clip(taps, 0, old - 1)), weights)
+    matrix = exact.astype(np.float32)
     matrix.flags.writeable = False
     return matrix
 

@@ -155,7 +155,9 @@ def _pointers(*tensors: Tensor | None) -> list[ctypes.c_void_p]:
 
 def _check(status: int) -> None:
     if status:
-        raise MemoryError("no memory for the scratch space of the native backend; use smaller patches or images")
+        raise MemoryError(
+            "no memory for the scratch space of the native backend; use smaller patches or images"
+        )
 
 
 # ---- The library -------------------------------------------------------------------------------------------------
@@ -182,9 +184,10 @@ def _library() -> ctypes.CDLL:
 @functools.cache
 def _load() -> ctypes.CDLL | str:
     """The library, or the reason why there is none."""
-    compiler = shlex.split(os.environ.get("CC", "")) or [
-        path for path in map(shutil.which, ("cc", "gcc", "clang")) if path
-    ][:1]
+    compiler = (
+        shlex.split(os.environ.get("CC", ""))
+        or [path for path in map(shutil.which, ("cc", "gcc", "clang")) if path][:1]
+    )
     if not compiler:
         return "there is no C compiler (cc, gcc or clang); install one, or name it in the environment variable CC"
     try:
