@@ -30,7 +30,7 @@ Float = npt.NDArray[np.float64]
 
 LABELS = {0: "background", 1: "anterior", 2: "posterior"}
 NAME = "mednca phantoms"  # in dataset.json; only a folder that carries it is ever replaced
-CSF, GREY, WHITE, ORGAN = 0.25, 0.54, 0.85, 0.62  # signal of the tissues, before bias field and scale
+CSF, GREY, WHITE, ORGAN = 0.25, 0.57, 0.85, 0.60  # signal of the tissues, before bias field and scale
 
 
 def phantom(seed: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], Float]:
@@ -46,7 +46,7 @@ def phantom(seed: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], 
     if seed < 0:
         raise ValueError(f"seed must be 0 or more, got {seed}")
     random = np.random.default_rng(seed)
-    shape = tuple(int(size) for size in random.integers((44, 52, 23), (53, 61, 27)))
+    shape = tuple(int(size) for size in random.integers((44, 52, 24), (53, 61, 28)))
     spacing = random.uniform(0.95, 1.08, 3)
     steps = [(np.arange(size) - (size - 1) / 2) * step for size, step in zip(shape, spacing, strict=True)]
     position = np.stack(np.meshgrid(*steps, indexing="ij"), axis=-1)  # (X, Y, Z, 3) mm from the centre, RAS
@@ -76,7 +76,7 @@ def _organ(random: np.random.Generator, position: Float) -> tuple[Float, Float]:
     along the organ it lies (0 at the tip of the head, 1 at the tail)."""
     scale, bend, rise = random.uniform(0.9, 1.15), random.uniform(2.0, 5.0), random.uniform(0.0, 4.0)
     turn = Rotation.from_euler("xyz", random.uniform((-8, -8, -18), (8, 8, 18)), degrees=True)
-    shift = random.uniform((-5.0, -4.0, -1.5), (5.0, 4.0, 1.5))
+    shift = random.uniform((-4.0, -4.0, -1.0), (4.0, 4.0, 1.0))
     t = np.linspace(0.0, 1.0, 40)
     line = np.stack([bend * (4 * t * (1 - t) - 0.7), 28.0 * (0.5 - t), rise * (t**2 - 0.4)], axis=-1)
     line = turn.apply(scale * line) + shift
@@ -103,7 +103,7 @@ def _tissue(random: np.random.Generator, position: Float, distance: Float) -> Fl
 
     # A rim of white matter or CSF around the organ, open where the field lies between the two.
     rim, side = _inside(distance - 1.8), _field(random, shape, 4.0)
-    signal += (WHITE - signal) * rim * _inside(-0.6 - side, 0.3)
+    signal += (WHITE - signal) * rim * _inside(-0.7 - side, 0.3)
     signal += (CSF - signal) * rim * _inside(side + 1.1, 0.3)
     return signal + (ORGAN - signal) * _inside(distance)
 
