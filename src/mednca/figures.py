@@ -1,8 +1,9 @@
-"""Pictures that a person can judge a model by: outlines on slices, training curves and Dice per case, as PNG files.
+"""Pictures to judge a model by: outlines on slices, training curves and Dice per case, as PNG files.
 
-Slices are shown in the neurological convention, the patient's left on the left, with letters for the directions. The
-reference is a broad blue line and the prediction a thin orange one on top of it, so that both show where they agree
-and so that a colour-blind reader can tell them apart. A figure is written whole or not at all.
+Slices are shown in the neurological convention, the patient's left on the left, with letters for the
+directions. The reference is a broad blue line and the prediction a thin orange one on top of it, so that both
+show where they agree and so that a colour-blind reader can tell them apart. A figure is written whole or not
+at all.
 
 Shapes: image (X, Y, Z) in any intensity; reference and mask (X, Y, Z), 0 for background; spacing (3,) in mm.
 """
@@ -64,10 +65,10 @@ def overlay(
     *,
     orientation: str = "RAS",
 ) -> Path:
-    """Draw three slices (X, Y, Z) through the organ, plain on the left and with both outlines on the right.
+    """Draw three slices (X, Y, Z) through the organ, plain at left and with both outlines at right; return the PNG.
 
-    The slices lie where the reference and the mask begin, centre and end; they are cut across the thickest axis of an
-    anisotropic image, else they are axial. The title carries the Dice of all foreground together.
+    The slices lie where the reference and the mask begin, centre and end; they are cut across the thickest
+    axis of an anisotropic image, else they are axial. The title carries the Dice of all foreground together.
 
     Args:
         path: The PNG to write.
@@ -99,8 +100,8 @@ def overlay(
 def overlay_sheet(path: str | Path, cases: Sequence[Picture]) -> Path:
     """Draw the worst, the median and the best of some cases by Dice, one row each, and return the PNG's path.
 
-    Of an even number the lower median is taken; fewer than three cases are all shown. Raises ValueError without a
-    case, and as overlay does.
+    Of an even number the lower median is taken; fewer than three cases are all shown. Raises ValueError
+    without a case, and as overlay does.
     """
     if not cases:
         raise ValueError("cases must hold at least one case, got none")
@@ -125,11 +126,11 @@ def overlay_sheet(path: str | Path, cases: Sequence[Picture]) -> Path:
 
 
 def curves(path: str | Path, metrics_jsonl_path: str | Path) -> Path:
-    """Draw a training from its metrics.jsonl: loss (log scale) and validation Dice against iteration, and events.
+    """Draw loss (log scale), validation Dice and events of a training from its metrics.jsonl; return the PNG.
 
-    A line is a JSON object with kind "train" (iteration, loss), "validation" (iteration, dice) or "event" (iteration,
-    event); other kinds and keys are skipped. A last line without its newline is still being written and is skipped.
-    A loss that a log scale cannot show (zero, negative, nan) leaves a gap.
+    A line is a JSON object with kind "train" (iteration, loss), "validation" (iteration, dice) or "event"
+    (iteration, event); other kinds and keys are skipped. A last line without its newline is still being
+    written and is skipped. A loss that a log scale cannot show (zero, negative, nan) leaves a gap.
 
     Raises:
         InputError: If the file cannot be read, a line is not such an object, or no loss stands in it.
@@ -193,8 +194,8 @@ def curves(path: str | Path, metrics_jsonl_path: str | Path) -> Path:
 def box(path: str | Path, values: Mapping[str, Sequence[float]]) -> Path:
     """Draw a box (quartiles, median) over the single Dice scores of each name, and return the PNG's path.
 
-    The whiskers reach to the last case within 1.5 times the box. Scores that are nan are left out and counted in the
-    name. Raises ValueError if there is no name, or a name without a score.
+    The whiskers reach to the last case within 1.5 times the box. Scores that are nan are left out and counted
+    in the name. Raises ValueError if there is no name, or a name without a score.
     """
     scores = {name: np.asarray(score, dtype=np.float64) for name, score in values.items()}
     finite = {name: score[np.isfinite(score)] for name, score in scores.items()}
@@ -233,7 +234,7 @@ class _Panel(NamedTuple):
 
 
 def _slices(case: Picture) -> tuple[list[_Panel], str]:
-    """Return the informative slices of a case, turned to RAS+ and cut to the organ's surroundings, and their plane."""
+    """Return the informative slices of a case, in RAS+ and cut to the organ's surroundings, and their plane."""
     arrays = [np.asarray(array) for array in (case.image, case.reference, case.mask)]
     if arrays[0].ndim != 3 or any(array.shape != arrays[0].shape for array in arrays):
         raise ValueError(
@@ -271,10 +272,10 @@ def _slices(case: Picture) -> tuple[list[_Panel], str]:
     panels = []
     for place in places:
         window[across] = slice(place, place + 1)
-        cuts = [np.squeeze(array[tuple(window)], axis=across) for array in (image, reference, mask)]
+        grey, labels, found = (array[tuple(window)].squeeze(across) for array in (image, reference, mask))
         caption = f"{PLANES[across]} slice {place + 1} of {len(share)}"
         letters, steps = (DIRECTIONS[left], DIRECTIONS[up]), (spacing[left], spacing[up])
-        panels.append(_Panel(*cuts, steps, letters, (float(low), float(high)), caption))
+        panels.append(_Panel(grey, labels, found, steps, letters, (float(low), float(high)), caption))
     return panels, PLANES[across]
 
 
@@ -291,9 +292,11 @@ def _draw(axes: Axes, panel: _Panel, outlines: bool) -> None:
     axes.set_title(panel.caption, fontsize=9)
     ends = [(0.02, 0.5), (0.98, 0.5), (0.5, 0.02), (0.5, 0.98)]
     sides = [("left", "center"), ("right", "center"), ("center", "bottom"), ("center", "top")]
-    for letter, (x, y), (ha, va) in zip("".join(panel.letters), ends, sides, strict=True):
+    for letter, place, (ha, va) in zip("".join(panel.letters), ends, sides, strict=True):
         plate = {"facecolor": "black", "alpha": 0.6, "edgecolor": "none", "pad": 1.2}
-        axes.text(x, y, letter, color="white", ha=ha, va=va, fontsize=9, transform=axes.transAxes, bbox=plate)
+        axes.text(
+            *place, letter, color="white", ha=ha, va=va, fontsize=9, transform=axes.transAxes, bbox=plate
+        )
     axes.plot([0.04 * width, 0.04 * width + 10], [0.04 * height] * 2, color="black", linewidth=4.5, zorder=3)
     axes.plot([0.04 * width, 0.04 * width + 10], [0.04 * height] * 2, color="white", linewidth=2.5, zorder=3)
     if outlines:
@@ -301,10 +304,8 @@ def _draw(axes: Axes, panel: _Panel, outlines: bool) -> None:
             (panel.reference, REFERENCE, WIDTHS[0]),
             (panel.mask, PREDICTION, WIDTHS[1]),
         ):
-            x, y = (
-                (np.arange(-1, n + 1) + 0.5) * step
-                for n, step in zip(labels.shape, panel.spacing, strict=True)
-            )
+            steps = zip(labels.shape, panel.spacing, strict=True)
+            x, y = ((np.arange(-1, size + 1) + 0.5) * step for size, step in steps)
             for value in np.unique(labels[labels != 0]):
                 # The frame of zeros closes an outline that meets the edge.
                 axes.contour(x, y, np.pad(labels == value, 1).T, [0.5], colors=[colour], linewidths=line)
@@ -338,7 +339,7 @@ def _dice(case: Picture) -> float:
 
 
 def _with_gaps(points: list[tuple[float, float]]) -> tuple[Array, Array]:
-    """Return x and y of some points, with a nan wherever x goes back, as it does after a roll-back or a resume."""
+    """Return x and y of some points, with a nan wherever x goes back, as after a roll-back or a resume."""
     x, y = np.array(points, dtype=np.float64).T
     back = np.flatnonzero(np.diff(x) <= 0) + 1
     return np.insert(x, back, x[back]), np.insert(y, back, math.nan)

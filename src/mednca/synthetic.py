@@ -1,11 +1,12 @@
 """Phantoms: made-up brain-like scans with a small two-part organ, for tests, docs and the quick start.
 
-A phantom stands in for a T1-weighted crop around a hippocampus. It is made so that segmenting it is work: the organ
-has the intensity of the grey matter and of blobs around it, its border is open in places, and every scan has its own
-pose, size, bias field, noise and intensity scale. A threshold fails; a small network that sees the slice does not.
-Nothing here is patient data, and a result on phantoms says nothing about patients.
+A phantom stands in for a T1-weighted crop around a hippocampus. It is made so that segmenting it is work: the
+organ has the intensity of the grey matter and of blobs around it, its border is open in places, and every
+scan has its own pose, size, bias field, noise and intensity scale. A threshold fails; a small network that
+sees the slice does not. Nothing here is patient data, and a result on phantoms says nothing about patients.
 
-Shapes: image (X, Y, Z) float32, label (X, Y, Z) uint8, affine (4, 4) float64 from voxel index to world mm (RAS+).
+Shapes: image (X, Y, Z) float32, label (X, Y, Z) uint8, affine (4, 4) float64 from voxel index to world mm
+(RAS+).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -28,17 +30,19 @@ except ImportError as error:
 
 Float = npt.NDArray[np.float64]
 
+Nifti: Any = nib.Nifti1Image  # nibabel has types for a part of it only
+
 LABELS = {0: "background", 1: "anterior", 2: "posterior"}
 NAME = "mednca phantoms"  # in dataset.json; only a folder that carries it is ever replaced
 CSF, GREY, WHITE, ORGAN = 0.25, 0.57, 0.85, 0.60  # signal of the tissues, before bias field and scale
 
 
 def phantom(seed: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], Float]:
-    """Return the phantom of a seed: image (X, Y, Z), label (X, Y, Z) and affine (4, 4), the same for every call.
+    """Return the phantom of a seed: image (X, Y, Z), label (X, Y, Z) and affine (4, 4), every time the same.
 
-    The organ is a bent tube: an anterior head (label 1) and a body that tapers towards the back (label 2). The image
-    is about 48 x 56 x 24 voxels of about 1 mm, a little oblique, stored in RAS or, for half of the seeds, in LPS
-    order. Intensities are positive and have no unit, as in MRI.
+    The organ is a bent tube: an anterior head (label 1) and a body that tapers towards the back (label 2).
+    The image is about 48 x 56 x 24 voxels of about 1 mm, a little oblique, stored in RAS or, for half of the
+    seeds, in LPS order. Intensities are positive and have no unit, as in MRI.
 
     Raises:
         ValueError: If the seed is negative.
@@ -72,8 +76,8 @@ def phantom(seed: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], 
 
 
 def _organ(random: np.random.Generator, position: Float) -> tuple[Float, Float]:
-    """Return, for each position (..., 3), the distance to the organ's surface (mm, negative inside) and how far
-    along the organ it lies (0 at the tip of the head, 1 at the tail)."""
+    """Return two fields over positions (..., 3): the distance to the organ's surface (mm, negative inside) and how
+    far along the organ a position lies (0 at the tip of the head, 1 at the tail)."""
     scale, bend, rise = random.uniform(0.9, 1.15), random.uniform(2.0, 5.0), random.uniform(0.0, 4.0)
     turn = Rotation.from_euler("xyz", random.uniform((-8, -8, -18), (8, 8, 18)), degrees=True)
     shift = random.uniform((-4.0, -4.0, -1.0), (4.0, 4.0, 1.0))
@@ -86,7 +90,7 @@ def _organ(random: np.random.Generator, position: Float) -> tuple[Float, Float]:
 
 
 def _tissue(random: np.random.Generator, position: Float, distance: Float) -> Float:
-    """Return the signal (X, Y, Z) of folded grey and white matter, CSF, blobs that look like the organ, and it."""
+    """Return the signal (X, Y, Z) of folded grey and white matter, CSF, the organ and blobs that look like it."""
     shape = distance.shape
     folds = _field(random, shape, 2.6)
     signal = CSF + (GREY - CSF) * _inside(-1.3 - folds, 0.4) + (WHITE - GREY) * _inside(0.1 - folds, 0.4)
@@ -122,9 +126,10 @@ def _field(random: np.random.Generator, shape: tuple[int, ...], sigma: float) ->
 def write_phantoms(folder: str | Path, count: int, seed: int, force: bool = False) -> Path:
     """Write phantoms as a data set in the layout of the Medical Segmentation Decathlon and return its folder.
 
-    The folder gets dataset.json, imagesTr/phantom_001.nii.gz ... and labelsTr/ with the same names. It appears whole
-    or not at all. Equal arguments write equal bytes, a larger count adds cases to the same first ones, and different
-    seeds share no case.
+    The folder gets dataset.json, imagesTr/phantom_001.nii.gz ... and labelsTr/ with the same names. It
+    appears whole or not at all. Equal arguments write equal bytes, a larger count adds cases to the same
+    first ones, and
+    other seeds give other cases.
 
     Args:
         folder: The folder to make; its parents are made too.
@@ -155,7 +160,7 @@ def write_phantoms(folder: str | Path, count: int, seed: int, force: bool = Fals
         for name, case_seed in zip(names, np.random.SeedSequence(seed).generate_state(count), strict=True):
             image, label, affine = phantom(int(case_seed))
             for part, data in (("imagesTr", image), ("labelsTr", label)):
-                nifti = nib.Nifti1Image(data, affine)
+                nifti = Nifti(data, affine)
                 nifti.header.set_xyzt_units("mm")
                 nifti.set_qform(affine, code="scanner")  # both forms, so that every reader agrees
                 nifti.set_sform(affine, code="scanner")
