@@ -65,7 +65,7 @@ def overlay(
     *,
     orientation: str = "RAS",
 ) -> Path:
-    """Draw three slices (X, Y, Z) through the organ, plain at left and with both outlines at right; return the PNG.
+    """Draw three slices through the organ, plain at left and with both outlines at right; return the PNG.
 
     The slices lie where the reference and the mask begin, centre and end; they are cut across the thickest
     axis of an anisotropic image, else they are axial. The title carries the Dice of all foreground together.
@@ -234,7 +234,7 @@ class _Panel(NamedTuple):
 
 
 def _slices(case: Picture) -> tuple[list[_Panel], str]:
-    """Return the informative slices of a case, in RAS+ and cut to the organ's surroundings, and their plane."""
+    """Return slices of a case, in RAS+ and cut to the organ's surroundings, and the name of their plane."""
     arrays = [np.asarray(array) for array in (case.image, case.reference, case.mask)]
     if arrays[0].ndim != 3 or any(array.shape != arrays[0].shape for array in arrays):
         raise ValueError(
@@ -286,7 +286,7 @@ def _draw(axes: Axes, panel: _Panel, outlines: bool) -> None:
     grey = np.round(np.clip((panel.image - low) / ((high - low) or 1.0), 0, 1) * (GREYS - 1))
     extent = (0.0, width, 0.0, height)
     axes.imshow(
-        grey.T, cmap="gray", vmin=0, vmax=GREYS - 1, origin="lower", extent=extent, interpolation="nearest"
+        grey.T, cmap="gray", vmin=0, vmax=GREYS - 1, origin="lower", extent=extent, interpolation="auto"
     )
     axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(0, height))
     axes.set_title(panel.caption, fontsize=9)

@@ -76,8 +76,8 @@ def phantom(seed: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], 
 
 
 def _organ(random: np.random.Generator, position: Float) -> tuple[Float, Float]:
-    """Return two fields over positions (..., 3): the distance to the organ's surface (mm, negative inside) and how
-    far along the organ a position lies (0 at the tip of the head, 1 at the tail)."""
+    """Return two fields over positions (..., 3): the distance to the organ's surface (mm, < 0 inside) and
+    how far along the organ a position lies (0 at the tip of the head, 1 at the tail)."""
     scale, bend, rise = random.uniform(0.9, 1.15), random.uniform(2.0, 5.0), random.uniform(0.0, 4.0)
     turn = Rotation.from_euler("xyz", random.uniform((-8, -8, -18), (8, 8, 18)), degrees=True)
     shift = random.uniform((-4.0, -4.0, -1.0), (4.0, 4.0, 1.0))
@@ -90,7 +90,7 @@ def _organ(random: np.random.Generator, position: Float) -> tuple[Float, Float]:
 
 
 def _tissue(random: np.random.Generator, position: Float, distance: Float) -> Float:
-    """Return the signal (X, Y, Z) of folded grey and white matter, CSF, the organ and blobs that look like it."""
+    """Return the signal (X, Y, Z) of folded grey and white matter, CSF, the organ and its look-alikes."""
     shape = distance.shape
     folds = _field(random, shape, 2.6)
     signal = CSF + (GREY - CSF) * _inside(-1.3 - folds, 0.4) + (WHITE - GREY) * _inside(0.1 - folds, 0.4)
@@ -127,9 +127,8 @@ def write_phantoms(folder: str | Path, count: int, seed: int, force: bool = Fals
     """Write phantoms as a data set in the layout of the Medical Segmentation Decathlon and return its folder.
 
     The folder gets dataset.json, imagesTr/phantom_001.nii.gz ... and labelsTr/ with the same names. It
-    appears whole or not at all. Equal arguments write equal bytes, a larger count adds cases to the same
-    first ones, and
-    other seeds give other cases.
+    appears whole or not at all. With equal versions of NumPy and SciPy, equal arguments write equal bytes; a
+    larger count adds cases to the same first ones, and other seeds give other cases.
 
     Args:
         folder: The folder to make; its parents are made too.
