@@ -11,13 +11,15 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from mednca.errors import InputError
-from mednca.io import is_image, stem, suffix, supported_suffixes
+from mednca.formats import suffix
+from mednca.io import is_image, stem, supported_suffixes
 
 Layout = Literal["msd", "nnunet", "folders", "files"]
 
@@ -107,13 +109,13 @@ def find_cases(
     else:
         cases = [Case(name, (path,), label_files.get(name), name) for name, path in image_files.items()]
     if not cases:
-        raise InputError(f"{root}: no image found; expected {' '.join(supported_suffixes())} in {image_folder}")
+        raise InputError(f"{root}: no image in {image_folder}; expected {' '.join(supported_suffixes())}")
     cases.sort(key=lambda case: case.id)
-    for first, second in zip(cases, cases[1:], strict=False):
+    for first, second in pairwise(cases):
         if first.id == second.id:
             raise InputError(f"{root}: ids must differ, {first.id} comes twice; repair dataset.json")
     if require_labels and not any(case.label for case in cases):
-        raise InputError(f"{root}: labels are needed, none found; put them in labelsTr or labels, named as images")
+        raise InputError(f"{root}: labels are needed, got none; put them in labelsTr or labels")
     used = {path for case in cases for path in (*case.images, case.label)}
     find_group = _group_rule(group, root)
     return CaseSet(
@@ -146,7 +148,7 @@ def split_folds(cases: CaseSet | Iterable[Case], folds: int, seed: int) -> list[
     for case in sorted(cases.cases if isinstance(cases, CaseSet) else cases, key=lambda case: case.id):
         groups.setdefault(case.group, []).append(case.id)
     if len(groups) < folds:
-        raise InputError(f"{folds} folds need as many persons (groups), got {len(groups)}; ask for fewer folds")
+        raise InputError(f"{folds} folds need as many groups, got {len(groups)}; ask for fewer")
     order = np.random.Generator(np.random.PCG64(seed)).random(len(groups)).argsort(kind="stable")
     names = sorted(groups)
     shuffled = [groups[names[index]] for index in order]
@@ -168,10 +170,12 @@ def images_in(paths: Iterable[str | Path]) -> list[Path]:
         if path.is_dir():
             inside = sorted(file for file in path.iterdir() if is_image(file) and file.is_file())
             if not inside:
-                raise InputError(f"{path}: no image in this folder; expected {' '.join(supported_suffixes())}")
+                raise InputError(
+                    f"{path}: no image in this folder; expected {' '.join(supported_suffixes())}"
+                )
             found += inside
         elif not path.exists():
-            raise InputError(f"{path}: expected an image or a folder of images, there is none; check the path")
+            raise InputError(f"{path}: expected an image or a folder of images, got nothing; check the path")
         elif not suffix(path):
             raise InputError(f"{path}: the ending must be one of {' '.join(supported_suffixes())}")
         else:
@@ -179,7 +183,7 @@ def images_in(paths: Iterable[str | Path]) -> list[Path]:
     names: dict[str, Path] = {}
     for path in found:
         if stem(path) in names:
-            raise InputError(f"{path}: has the name of {names[stem(path)]}; rename one or give one at a time")
+            raise InputError(f"{path}: has the name of {names[stem(path)]}; rename one")
         names[stem(path)] = path
     return found
 
@@ -193,14 +197,14 @@ def _read_meta(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: expected JSON, got {error}; repair the file") from error
     if not isinstance(meta, dict) or not isinstance(meta.get("training", []), list):
-        raise InputError(f"{path}: expected an object with a list 'training', got something else; repair it")
+        raise InputError(f"{path}: expected an object with a list 'training'; repair the file")
     return meta
 
 
 def _find_folders(
     root: Path, images: str | Path | None, labels: str | Path | None
 ) -> tuple[Path, Path | None, Layout]:
-    """Root and what was given -> folders of images and labels, and the layout (MSD and nnU-Net are one so far)."""
+    """Root and what was given -> folders of images and labels, and the layout (nnU-Net still as "msd")."""
     if images is not None or labels is not None:
         if images is None:
             raise InputError(f"{root}: a folder of labels needs its folder of images; give both")
@@ -209,8 +213,9 @@ def _find_folders(
             if not path.is_dir():
                 raise InputError(f"{path}: expected a folder, there is none; check the path")
         return given[0], given[1] if labels is not None else None, "folders"
-    known: tuple[tuple[str, str, Layout], ...] = (("imagesTr", "labelsTr", "msd"), ("images", "labels",
-    "folders")) for image_name, label_name, layout in known:
+    known: tuple[tuple[str, str, Layout], ...]
+    known = (("imagesTr", "labelsTr", "msd"), ("images", "labels", "folders"))
+    for image_name, label_name, layout in known:
         if (root / image_name).is_dir():
             label_folder = root / label_name
             return root / image_name, label_folder if label_folder.is_dir() else None, layout
@@ -223,7 +228,9 @@ def _by_id(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         if is_image(path) and path.is_file():
             if stem(path) in files:
-                raise InputError(f"{path}: ids must differ, {files[stem(path)].name} has the same; remove one")
+                raise InputError(
+                    f"{path}: ids must differ, {files[stem(path)].name} has the same; remove one"
+                )
             files[stem(path)] = path
     return files
 
@@ -236,7 +243,7 @@ def _is_nnunet(meta: dict[str, Any], images: dict[str, Path], labels: dict[str, 
 
 
 def _nnunet_cases(meta: dict[str, Any], images: dict[str, Path], labels: dict[str, Path]) -> list[Case]:
-    """Files x_0000, x_0001, ... -> cases; each has the set's number of channels, whether its files exist or not."""
+    """Files x_0000, x_0001, ... -> cases; each with the set's number of channels, whether files exist or not."""
     found: dict[str, dict[int, Path]] = {}
     for name, path in images.items():
         match = re.fullmatch(r"(.+)_(\d{4})", name)
@@ -247,8 +254,9 @@ def _nnunet_cases(meta: dict[str, Any], images: dict[str, Path], labels: dict[st
     cases = []
     for name, files in found.items():
         any_file = next(iter(files.values()))
-        promised = [any_file.with_name(f"{name}_{i:04d}{any_file.name[-len(suffix(any_file)) :]}") for i in range(channels)]
-        paths = tuple(files.get(i, promised[i]) for i in range(channels))
+        end = any_file.name[-len(suffix(any_file)) :]
+        promised = (any_file.with_name(f"{name}_{number:04d}{end}") for number in range(channels))
+        paths = tuple(files.get(number, path) for number, path in enumerate(promised))
         cases.append(Case(name, paths, labels.get(name), name))
     return cases
 
@@ -257,7 +265,7 @@ def _listed_case(root: Path, entry: Any) -> Case:
     """Entry of MSD's list, {"image": ..., "label": ...} or a path -> the case."""
     entry = {"image": entry} if isinstance(entry, str) else entry
     if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
-        raise InputError(f"{root / 'dataset.json'}: 'training' must list image and label, got {entry!r}; repair it")
+        raise InputError(f"{root / 'dataset.json'}: 'training' must list images, got {entry!r}; repair it")
     image, label = root / entry["image"], entry.get("label")
     return Case(stem(image), (image,), root / label if label else None, stem(image))
 
@@ -273,7 +281,7 @@ def _class_names(root: Path, labels: Any) -> dict[int, str]:
             names[number] = name
     except (AttributeError, TypeError, ValueError) as error:
         raise InputError(
-            f"{root / 'dataset.json'}: 'labels' must give each class one number (no regions, no 'ignore'), got "
+            f"{root / 'dataset.json'}: 'labels' must give each class one number (no regions or 'ignore'), got "
             f"{labels!r}; repair it"
         ) from error
     return {number: names[number] for number in sorted(names) if number}
@@ -284,7 +292,9 @@ def _channel_names(root: Path, channels: Any) -> tuple[str, ...]:
     try:
         return tuple(str(channels[key]) for key in sorted(channels, key=int))
     except (TypeError, ValueError) as error:
-        raise InputError(f"{root / 'dataset.json'}: channels must be numbered, got {channels!r}; repair it") from error
+        raise InputError(
+            f"{root / 'dataset.json'}: channels need numbers, got {channels!r}; repair it"
+        ) from error
 
 
 def _group_rule(rule: str | None, root: Path) -> Callable[[str], str]:
@@ -312,7 +322,7 @@ def _group_rule(rule: str | None, root: Path) -> Callable[[str], str]:
 def _pair(name: str) -> str:
     numbers = re.findall(r"\d+", name)
     if not numbers:
-        raise InputError(f"group 'pairs': ids must have a number, got {name!r}; use re:PATTERN or csv:FILE:COLUMN")
+        raise InputError(f"group 'pairs': ids need a number, got {name!r}; use re:... or csv:...")
     return str((int(numbers[-1]) + 1) // 2)
 
 
@@ -331,7 +341,7 @@ def _read_column(path: Path, column: str) -> dict[str, str]:
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as a table: {error}") from error
     if not rows or column not in rows[0]:
-        raise InputError(f"{path}: must have a column {column!r}, got {', '.join(rows[0]) if rows else 'no row'}")
+        raise InputError(f"{path}: needs a column {column!r}, got {', '.join(rows[0]) if rows else 'no row'}")
     first = next(iter(rows[0]))
     table: dict[str, str] = {}
     for row in rows:

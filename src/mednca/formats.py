@@ -3,7 +3,8 @@
 A reader takes a path and whether class numbers are expected, and gives the voxels (C, X, Y, Z) as stored with
 the affine (voxel index -> RAS+ mm). A writer takes the file to make, uint8 voxels in the shape to store,
 their affine, and the file that they belong to. Adding a format takes these two functions and a line in each
-table at the end. Readers raise `InputError` where they can say what is wrong, and let their library raise otherwise.
+table at the end. Readers raise `InputError` where they can say what is wrong, and else let their
+library raise.
 """
 
 from __future__ import annotations

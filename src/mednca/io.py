@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from mednca import formats
 from mednca.errors import InputError
-from mednca.formats import suffix as suffix
+from mednca.formats import suffix
 from mednca.volume import Volume, same_affine
 
 
