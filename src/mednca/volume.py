@@ -142,7 +142,7 @@ class Volume:
         if np.allclose(step, turn, atol=1e-4) and np.array_equal(np.abs(turn).sum(axis=0), (1, 1, 1)):
             target = np.abs(turn).argmax(axis=1)
             if sorted(target.tolist()) == [0, 1, 2]:
-                turned = self._turned(np.stack([target, turn.sum(axis=0)], axis=1))
+                turned = self._turned(np.stack([target, turn.sum(axis=1)], axis=1))
                 if turned.shape == other.shape and same_affine(turned.affine, other.affine):
                     return Volume(turned.data, other.affine)
         raise ValueError(
