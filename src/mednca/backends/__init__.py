@@ -1,0 +1,60 @@
+"""Ways to run a rule: the same states, at other speeds. A backend is a `mednca.nca.Run` in a file of its own.
+
+tests/conformance holds each of them to the definition, `mednca.nca.run_eager` in float64.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from mednca.nca import Run
+
+_log = logging.getLogger(__name__)
+
+#: Name -> module and function. Loaded when asked for.
+BACKENDS: dict[str, tuple[str, str]] = {
+    "eager": ("mednca.nca", "run_eager"),
+    "folded": ("mednca.backends.folded", "run_folded"),
+    "native": ("mednca.backends.native", "run_native"),
+}
+
+
+def load(name: str) -> Run:
+    """Name of a backend -> its run.
+
+    Raises:
+        ValueError: Where there is no backend of this name.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"name must be one of {', '.join(BACKENDS)}, got {name!r}")
+    module, function = BACKENDS[name]
+    return cast("Run", getattr(importlib.import_module(module), function))
+
+
+def choose(device: str, name: str = "auto") -> Run:
+    """Device ("cpu", "cuda:0", ...) and name of a backend -> its run; "auto" takes the fastest that works there.
+
+    That is `native` on the CPU; `folded` on every other device, and, with a warning in the log, on a CPU without a C
+    compiler.
+
+    Raises:
+        ValueError: Where there is no backend of this name, or it does not work on this device or machine.
+    """
+    on_cpu = device.split(":")[0] == "cpu"
+    if name not in ("auto", "native"):
+        return load(name)
+    if not on_cpu:
+        if name == "native":
+            raise ValueError(f"the backend 'native' runs on the CPU only, got device {device!r}; use 'auto'")
+        return load("folded")
+    from mednca.backends import native
+
+    if native.available():
+        return native.run_native
+    if name == "native":
+        raise ValueError(f"the backend 'native' cannot be used: {native.why_not()}; use 'auto'")
+    _log.warning("training and prediction run at about half the speed: %s", native.why_not())
+    return load("folded")

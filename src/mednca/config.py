@@ -1,0 +1,214 @@
+"""Configurations: frozen dataclasses, validated when made, stored complete, read back strictly.
+
+`RunConfig` holds one of each: what the model is, how scans become slices, how it is trained. What to compute is
+configuration; where (paths, device) is an argument.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from mednca.errors import InputError
+from mednca.nca import MedNCAConfig
+from mednca.slices import PreprocessConfig
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How training images are varied. Probabilities and ranges; 0 switches a part off.
+
+    Attributes:
+        flip: In-plane axes (0 rows, 1 columns) that may be mirrored. Rows of an axial or coronal slice run from
+            left to right, where anatomy is nearly symmetric.
+        rotation: Largest angle in degrees.
+        scale: Largest relative change of size, common to both axes; 0.2 draws from 1/1.2 to 1.2.
+        stretch: Largest relative change of one axis against the other.
+        translation: Largest shift as a share of the canvas.
+        gamma: Largest exponent change, drawn as exp(+-gamma).
+        brightness: Largest offset, and largest relative change of contrast, in units of the image range.
+        noise: Largest standard deviation of Gaussian noise, in units of the image range.
+        bias: Standard deviation of the logarithm of a smooth multiplicative field.
+    """
+
+    flip: tuple[int, ...] = (0,)
+    rotation: float = 15.0
+    scale: float = 0.2
+    stretch: float = 0.1
+    translation: float = 0.1
+    gamma: float = 0.3
+    brightness: float = 0.1
+    noise: float = 0.05
+    bias: float = 0.15
+
+    def __post_init__(self) -> None:
+        if any(axis not in (0, 1) for axis in self.flip):
+            raise ValueError(f"flip must name in-plane axes 0 and 1, got {self.flip}")
+        for name, value in dataclasses.asdict(self).items():
+            if name != "flip" and value < 0:
+                raise ValueError(f"{name} must be >= 0, got {value}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained.
+
+    Attributes:
+        iterations: Steps of the optimiser.
+        batch_size: Slices per iteration.
+        canvas: Height and width of the training image, seen whole by the coarsest level; None takes the largest
+            slice of the training cases, up to 256.
+        patch: Side of the window that each finer level sees, in its cells; None runs it on the whole canvas.
+        foreground: Share of the slices, and of the patches, that are drawn around the foreground.
+        learning_rate: Peak rate of Adam.
+        betas: Of Adam. The official 0.5, 0.5 are a cause of its divergence.
+        schedule: "cosine" warms up and decays to zero; "exponential" multiplies by 0.9999 per iteration (official).
+        warmup: Iterations of linear warm-up.
+        clip: Largest norm of the gradient; 0 does not clip.
+        ema: Decay of the running mean of the weights, which is what is kept; 0 keeps the last weights.
+        coarse_weight: Weight of the same loss on the coarser levels (deep supervision); 0 has none.
+        sentinel: Whether a watch ends stuck starts with a new seed and rolls diverged runs back.
+        validate_every: Iterations between validations; 0 only at the end.
+        validation_cases: Cases that are looked at then (the final report has all).
+        checkpoint_every: Iterations between checkpoints.
+        seed: Of everything: weights, samples, augmentation, fire masks.
+    """
+
+    iterations: int = 4000
+    batch_size: int = 16
+    canvas: tuple[int, int] | None = None
+    patch: int | None = 32
+    foreground: float = 0.7
+    learning_rate: float = 2e-3
+    betas: tuple[float, float] = (0.9, 0.99)
+    schedule: Literal["cosine", "exponential"] = "cosine"
+    warmup: int = 200
+    clip: float = 1.0
+    ema: float = 0.995
+    coarse_weight: float = 0.3
+    sentinel: bool = True
+    validate_every: int = 500
+    validation_cases: int = 6
+    checkpoint_every: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "batch_size", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        for name in ("warmup", "clip", "coarse_weight", "validate_every", "validation_cases"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        if not 0 <= self.ema < 1 or not 0 <= self.foreground <= 1:
+            raise ValueError(f"ema must be in [0, 1) and foreground in [0, 1], got {self.ema} and {self.foreground}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be > 0, got {self.learning_rate}")
+        if self.schedule not in ("cosine", "exponential"):
+            raise ValueError(f"schedule must be 'cosine' or 'exponential', got {self.schedule!r}")
+        if self.patch is not None and self.patch < 2:
+            raise ValueError(f"patch must be >= 2, got {self.patch}")
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """How probabilities become a mask; part of every model file.
+
+    Attributes:
+        threshold: A voxel is foreground where the probability of all foreground classes together exceeds it.
+        ensemble: Runs with other fire masks whose probabilities are averaged.
+        largest_component: Whether only the largest connected piece of the foreground is kept.
+    """
+
+    threshold: float = 0.5
+    ensemble: int = 1
+    largest_component: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold < 1 or self.ensemble < 1:
+            raise ValueError(
+                f"threshold must be in (0, 1) and ensemble >= 1, got {self.threshold} and {self.ensemble}"
+            )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a training, apart from the data.
+
+    Attributes:
+        labels: Name of each class, 1 to K, in order.
+        merge: Whether all labels of the data are merged into one class.
+    """
+
+    recipe: str = "native"
+    labels: tuple[str, ...] = ("foreground",)
+    merge: bool = True
+    model: MedNCAConfig = field(default_factory=MedNCAConfig)
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    predict: PredictConfig = field(default_factory=PredictConfig)
+
+    def __post_init__(self) -> None:
+        if len(self.labels) != self.model.classes:
+            raise ValueError(f"labels must name the {self.model.classes} class(es) of the model, got {self.labels}")
+        if self.model.image_channels != self.preprocess.image_channels:
+            raise ValueError(
+                f"model has {self.model.image_channels} image channels, its preprocessing gives "
+                f"{self.preprocess.image_channels}"
+            )
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Config -> plain dictionary, complete, ready for JSON."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(kind: type[T], values: Any, where: str) -> T:
+    """Plain dictionary -> config of the given kind, strictly.
+
+    Args:
+        kind: A frozen dataclass of this module or of the modules that it holds.
+        values: What JSON gave.
+        where: Name of the file, for the error.
+
+    Raises:
+        InputError: For an unknown key, a wrong type or a value out of range.
+    """
+    if not isinstance(values, dict):
+        raise InputError(f"{where}: expected a table of settings for {kind.__name__}, got {type(values).__name__}")
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise InputError(f"{where}: unknown setting {unknown[0]!r}; known are {', '.join(sorted(hints))}")
+    try:
+        return kind(**{name: _value(hints[name], value, f"{where}: {name}") for name, value in values.items()})
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """A value as JSON gave it -> as the type hint wants it."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return from_dict(hint, value, where)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        return _value(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is tuple and isinstance(value, list | tuple):
+        if len(arguments) == 2 and arguments[1] is not Ellipsis and len(value) != 2:
+            raise InputError(f"{where}: expected two values, got {value!r}")
+        inner = arguments[0]
+        return tuple(_value(inner, item, where) for item in value)
+    if origin is Literal and value in arguments:
+        return value
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, str, bool) and type(value) is hint:
+        return value
+    raise InputError(f"{where}: expected {getattr(hint, '__name__', hint)}, got {value!r}")

@@ -1,0 +1,55 @@
+"""Files that are whole or absent: written under a temporary name in the same folder, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from mednca.errors import InputError
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, force: bool = True) -> Iterator[Path]:
+    """Path -> a temporary path beside it with the same suffixes, which takes its place when the block ends well.
+
+    Raises:
+        InputError: If the file exists and `force` is not set, or the folder cannot be written to.
+    """
+    path = Path(path)
+    if not force and path.exists():
+        raise InputError(f"{path}: exists already; choose another name or give --force")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".part-", suffix="-" + path.name, dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def atomic_write(path: Path, content: bytes | str, *, force: bool = True) -> Path:
+    """Path and content -> the file, whole or not at all; durable once this returns."""
+    data = content.encode() if isinstance(content, str) else content
+    with replacing(path, force=force) as temporary, temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return Path(path)
+
+
+def _umask() -> int:
+    """The process's file mode mask."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,206 @@
+"""Volumes to slices and the exact way back: what stands between a scan in its own grid and the cells of a model.
+
+Everything here is NumPy. A volume is first brought to its closest RAS+ axes (a permutation and flips, no resampling),
+cut along one axis, normalised, and, if the model wants it, resized in plane; probabilities go the same way back, so a
+mask has the grid, the shape and the orientation of the scan it belongs to.
+
+Shapes: M modalities (channels of the scan), S slices, H x W pixels of a slice after resizing, K classes;
+I = M (2 context + 1) image channels that a model sees.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from mednca.volume import Volume
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """How a scan becomes slices; part of every model file.
+
+    Attributes:
+        modalities: M, channels of a scan.
+        axis: Axis of the RAS+ volume that slices are cut along: 0 sagittal, 1 coronal, 2 axial.
+        context: Neighbouring slices on each side that come along as further image channels (edge slices repeat).
+        normalise: "volume" clips each channel of a volume to its 0.5 and 99.5 percentile and scales to [0, 1];
+            "slice" does so per slice, after resizing, as the authors' code does.
+        spacing: In-plane spacing in mm that slices are resampled to (native recipe); None keeps the scan's own.
+        size: Height and width that every slice is stretched to, whatever its shape (the paper's recipe); replaces
+            `spacing`.
+
+    Raises:
+        ValueError: Where a value is out of its range.
+    """
+
+    modalities: int = 1
+    axis: int = 2
+    context: int = 0
+    normalise: Literal["volume", "slice"] = "volume"
+    spacing: tuple[float, float] | None = None
+    size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.modalities < 1 or self.context < 0:
+            raise ValueError(f"modalities must be >= 1 and context >= 0, got {self.modalities} and {self.context}")
+        if self.axis not in (0, 1, 2):
+            raise ValueError(f"axis must be 0, 1 or 2, got {self.axis}")
+        if self.normalise not in ("volume", "slice"):
+            raise ValueError(f"normalise must be 'volume' or 'slice', got {self.normalise!r}")
+        if self.size is not None and (len(self.size) != 2 or min(self.size) < 2):
+            raise ValueError(f"size must be two numbers >= 2, got {self.size}")
+        if self.spacing is not None and (len(self.spacing) != 2 or not min(self.spacing) > 0):
+            raise ValueError(f"spacing must be two numbers > 0 (mm), got {self.spacing}")
+
+    @property
+    def image_channels(self) -> int:
+        """I, the image channels that a model of this preprocessing has."""
+        return self.modalities * (2 * self.context + 1)
+
+
+def plane_axes(axis: int) -> tuple[int, int]:
+    """Slice axis -> the two in-plane axes of the RAS+ volume, rows first."""
+    rows, columns = (a for a in range(3) if a != axis)
+    return rows, columns
+
+
+def cut(data: NDArray[np.generic], axis: int) -> NDArray[np.generic]:
+    """RAS+ array (C, X, Y, Z) -> slices (S, C, H, W)."""
+    return np.ascontiguousarray(np.moveaxis(data, axis + 1, 0))
+
+
+def join(slices: NDArray[np.generic], axis: int) -> NDArray[np.generic]:
+    """Slices (S, C, H, W) -> RAS+ array (C, X, Y, Z); the inverse of `cut`."""
+    return np.ascontiguousarray(np.moveaxis(slices, 0, axis + 1))
+
+
+def plane_size(shape: tuple[int, ...], spacing: tuple[float, ...], config: PreprocessConfig) -> tuple[int, int]:
+    """RAS+ shape and spacing (mm) of a scan -> height and width that its slices are resized to."""
+    rows, columns = plane_axes(config.axis)
+    if config.size is not None:
+        return config.size
+    if config.spacing is None:
+        return shape[rows], shape[columns]
+    height = max(2, round(shape[rows] * spacing[rows] / config.spacing[0]))
+    width = max(2, round(shape[columns] * spacing[columns] / config.spacing[1]))
+    return height, width
+
+
+def prepare_image(volume: Volume, config: PreprocessConfig) -> Array:
+    """Scan in its own grid -> normalised slices float32 (S, M, H, W), without context or padding.
+
+    Raises:
+        ValueError: If the scan has another number of channels than `config.modalities`.
+    """
+    if volume.channels != config.modalities:
+        raise ValueError(f"scan must have {config.modalities} channel(s), got {volume.channels}")
+    canonical = volume.canonical()
+    data = canonical.data.astype(np.float32)
+    size = plane_size(canonical.shape, canonical.spacing, config)
+    if config.normalise == "volume":
+        data = np.stack([rescale(channel) for channel in data])
+    slices = resize(cut(data, config.axis).astype(np.float32), size, "cubic" if config.size else "linear")
+    if config.normalise == "slice":
+        slices = np.stack([[rescale(channel) for channel in image] for image in slices])
+    return slices
+
+
+def prepare_label(volume: Volume, config: PreprocessConfig, classes: int) -> NDArray[np.uint8]:
+    """Label volume (1, X, Y, Z) with values 0 to `classes` -> slices uint8 (S, H, W) on the grid of the image's."""
+    canonical = volume.canonical()
+    size = plane_size(canonical.shape, canonical.spacing, config)
+    slices = cut(canonical.data, config.axis)[:, 0]
+    if slices.shape[1:] == size:
+        return slices.astype(np.uint8)
+    if config.size is not None:
+        return slices[:, nearest(slices.shape[1], size[0])][:, :, nearest(slices.shape[2], size[1])].astype(np.uint8)
+    shares = np.stack([(slices == k) for k in range(classes + 1)], axis=1).astype(np.float32)
+    return resize(shares, size, "linear").argmax(axis=1).astype(np.uint8)
+
+
+def restore(probability: Array, like: Volume, config: PreprocessConfig) -> Array:
+    """Probabilities of slices (S, K, H, W) -> of voxels float32 (K, X, Y, Z) in the grid of the scan `like`."""
+    canonical = like.canonical()
+    rows, columns = plane_axes(config.axis)
+    slices = resize(probability, (canonical.shape[rows], canonical.shape[columns]), "linear")
+    joined = canonical.with_data(join(slices, config.axis).astype(np.float32))
+    return joined.oriented_like(like).data.astype(np.float32)
+
+
+def with_context(slices: Array, indices: NDArray[np.int64], context: int) -> Array:
+    """Slices (S, M, H, W) and the numbers of B of them -> image (B, I, H, W) with the neighbours as channels."""
+    around = np.clip(indices[:, None] + np.arange(-context, context + 1), 0, len(slices) - 1)
+    picked = slices[around]
+    return picked.reshape(len(indices), -1, *slices.shape[2:])
+
+
+def pad_to(image: Array, multiple: int, smallest: int) -> tuple[Array, tuple[slice, slice]]:
+    """Image (..., H, W) -> padded at its edges by repetition to a size that a model takes, and where the image is."""
+    pads, inside = [], []
+    for size in image.shape[-2:]:
+        target = max(smallest, -(-size // multiple) * multiple)
+        before = (target - size) // 2
+        pads.append((before, target - size - before))
+        inside.append(slice(before, before + size))
+    padded = np.pad(image, [(0, 0)] * (image.ndim - 2) + pads, mode="edge")
+    return padded, (inside[0], inside[1])
+
+
+def rescale(image: NDArray[np.floating]) -> Array:
+    """Any array -> clipped to its 0.5 and 99.5 percentile and scaled to [0, 1]; a constant one becomes zeros."""
+    low, high = np.percentile(image, (0.5, 99.5))
+    if not high > low:
+        low, high = float(image.min()), float(image.max())
+    if not high > low:
+        return np.zeros(image.shape, np.float32)
+    return ((np.clip(image, low, high) - low) / (high - low)).astype(np.float32)
+
+
+def resize(slices: Array, size: tuple[int, int], kernel: Literal["linear", "cubic"]) -> Array:
+    """Slices (S, C, H, W) -> float32 (S, C, *size): the same field of view, pixel areas aligned, edges repeated.
+
+    "linear" widens its kernel where it shrinks, so that no pixel is passed over; "cubic" is Keys' kernel with
+    a = -0.75 without widening, the customary one of image libraries.
+    """
+    for axis, length in ((2, size[0]), (3, size[1])):
+        if slices.shape[axis] != length:
+            weights = resize_matrix(slices.shape[axis], length, kernel)
+            slices = np.moveaxis(np.tensordot(slices, weights, axes=(axis, 1)), -1, axis)
+    return np.ascontiguousarray(slices, dtype=np.float32)
+
+
+@lru_cache(maxsize=256)
+def resize_matrix(old: int, new: int, kernel: Literal["linear", "cubic"]) -> Array:
+    """Lengths -> float32 (new, old): row i holds the weights of the old pixels in new pixel i; rows sum to 1."""
+    ratio = old / new
+    centres = (np.arange(new) + 0.5) * ratio - 0.5
+    stretch = max(1.0, ratio) if kernel == "linear" else 1.0
+    reach = int(np.ceil(stretch if kernel == "linear" else 2.0))
+    taps = np.floor(centres).astype(int)[:, None] + np.arange(-reach, reach + 2)[None, :]
+    distance = np.abs(taps - centres[:, None]) / stretch
+    if kernel == "linear":
+        weights = np.clip(1.0 - distance, 0.0, None)
+    else:
+        a = -0.75
+        near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+        far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
+        weights = np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
+    weights /= weights.sum(axis=1, keepdims=True)
+    matrix = np.zeros((new, old))
+    np.add.at(matrix, (np.arange(new)[:, None], np.clip(taps, 0, old - 1)), weights)
+    matrix = matrix.astype(np.float32)
+    matrix.flags.writeable = False
+    return matrix
+
+
+def nearest(old: int, new: int) -> NDArray[np.int64]:
+    """Lengths -> int64 (new,): the old pixel that each new pixel's centre falls into."""
+    return np.minimum(np.arange(new) * old // new, old - 1)
