@@ -34,17 +34,17 @@ def grid(
     return fire_mask(FireKey(seed, level), step, numbers, rows, columns, rate)
 
 
-def by_the_book(seed: int, level: int, step: int, item: int, row: int, column: int, rate: float) -> bool:
-    """The definition once more, in words of 32 bits and without the module under test."""
+def by_the_book(*counters: int) -> int:
+    """Seed, level, step, item, row and column -> a cell's 24 bits: the definition without the module under test."""
     word = 0
-    for value in (seed, level, step, item, row, column):
+    for value in counters:
         word = (word + value + 0x9E3779B9) % 2**32
         word ^= word >> 16
         word = word * 0x85EBCA6B % 2**32
         word ^= word >> 13
         word = word * 0xC2B2AE35 % 2**32
         word ^= word >> 16
-    return word // 2**8 < round(rate * 2**24)
+    return word // 2**8
 
 
 @pytest.mark.parametrize(("word", "mixed"), [(0, 0), (1, 0x514E28B7), (0xFFFFFFFF, 0x81F16F39)])
@@ -83,13 +83,20 @@ def test_numpy_torch_and_python_draw_the_same_bits(
     for b, r, c in itertools.product(range(2), range(height), range(width)):
         by_integers = fire_mask(key, step, item + b, row + r, column + c, rate)
         assert by_integers == by_numpy[b, r, c]
-        assert by_integers == by_the_book(seed, level, step, item + b, row + r, column + c, rate)
+        bits = by_the_book(seed, level, step, item + b, row + r, column + c)
+        assert by_integers == (bits < round(rate * 2**24))
 
 
 def test_the_same_key_gives_the_same_mask_and_only_the_lower_32_bits_of_the_seed_count() -> None:
     assert np.array_equal(grid(seed=5), grid(seed=5))
     assert np.array_equal(grid(seed=5), grid(seed=5 + 2**32))
     assert np.array_equal(grid(seed=-1), grid(seed=2**32 - 1))
+
+
+def test_a_cell_fires_where_its_bits_are_below_the_rate_and_not_where_they_equal_it() -> None:
+    bits = by_the_book(1, 0, 2, 3, 4, 5)
+    assert not fire_mask(FireKey(1, 0), 2, 3, 4, 5, bits / 2**24)
+    assert fire_mask(FireKey(1, 0), 2, 3, 4, 5, (bits + 1) / 2**24)
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.25, 0.5, 0.9])

@@ -6,12 +6,12 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import pytest
-import tomllib
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -27,7 +27,11 @@ CORE = {
     "nca": {"torch", "mednca.fire", "mednca.types"},
 }
 #: Modules that work, and are quick to import, without torch.
-LIGHT = "errors files fire volume formats io cases doctor slices sentinel synthetic metrics report evaluate figures".split()
+LIGHT = [
+    *("errors", "files", "fire", "sentinel", "slices", "synthetic", "figures"),
+    *("volume", "formats", "io", "cases", "doctor"),
+    *("metrics", "evaluate", "report"),
+]
 #: Modules that talk to a person; the others log.
 SPEAKING = {"cli", "demo", "__main__"}
 
