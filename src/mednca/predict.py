@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ class Prediction:
     """
 
     mask: Volume
-    probability: NDArray[np.float32] | None
+    probability: Volume | None
     report: dict[str, Any]
 
 
@@ -47,12 +47,15 @@ class Predictor:
         file: The model with its configuration.
         device: "cpu" or "cuda".
         seed: Names the random stream of the fire masks; the same seed gives the same mask.
+        engine: Name of the backend, or "auto".
+        probability: Whether predictions carry probabilities.
     """
 
     file: ModelFile
     device: str = "cpu"
     seed: int = 0
     engine: str = "auto"
+    probability: bool = False
 
     def __post_init__(self) -> None:
         check_device(self.device)
@@ -65,14 +68,11 @@ class Predictor:
         """Value in the mask -> name of the class."""
         return dict(zip(self.file.config.values, self.file.config.labels, strict=True))
 
-    def predict(
-        self, volume: Volume, *, probability: bool = False, progress: Callable[[int, int], None] | None = None
-    ) -> Prediction:
+    def predict(self, volume: Volume, /, *, progress: Callable[[int, int], None] | None = None) -> Prediction:
         """Scan (M, X, Y, Z) -> mask in its grid.
 
         Args:
             volume: The scan, in whatever orientation.
-            probability: Whether to return probabilities too.
             progress: Called with slices done and slices in all.
 
         Raises:
@@ -111,7 +111,24 @@ class Predictor:
             "warnings": plausibility(volume, self.file.card.get("fingerprint")),
             "seconds": round(time.perf_counter() - started, 3),
         }
-        return Prediction(volume.with_data(mask[None]), in_grid if probability else None, report)
+        return Prediction(
+            volume.with_data(mask[None]), volume.with_data(in_grid) if self.probability else None, report
+        )
+
+
+def with_ensemble(model: ModelFile, members: int | None) -> ModelFile:
+    """Model -> the same with another number of fire-mask runs to average; None keeps the model's own.
+
+    Raises:
+        InputError: If the number is below 1.
+    """
+    if members is None:
+        return model
+    if members < 1:
+        raise InputError(f"ensemble must be at least 1, got {members}")
+    return replace(
+        model, config=replace(model.config, predict=replace(model.config.predict, ensemble=members))
+    )
 
 
 def check_device(device: str) -> None:

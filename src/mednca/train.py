@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,32 +21,177 @@ from tqdm import tqdm
 
 from mednca.augment import TrainingCase, sample_batch
 from mednca.backends import choose
+from mednca.cases import CaseSet, split_folds
 from mednca.checkpoint import RunFolder, TrainState
-from mednca.config import RunConfig
+from mednca.config import RunConfig, to_dict
+from mednca.dataset import LabelledScan, fingerprint, load_scans, scan_ranges, training_case
+from mednca.errors import InputError
+from mednca.evaluate import evaluate
+from mednca.figures import curves
 from mednca.learner import Learner, learning_rate, new_sentinel
 from mednca.metrics import dice_score
 from mednca.modelfile import ModelFile, save_model
 from mednca.predict import Predictor, check_device
+from mednca.recipes import Fingerprint
+from mednca.report import Report, merge_reports
 from mednca.sentinel import Sentinel
-from mednca.volume import Volume
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class ValidationCase:
-    """A case that is looked at during training: image, and label with the classes of the model."""
+def train(
+    cases: CaseSet,
+    out: Path,
+    configure: Callable[[Fingerprint], RunConfig],
+    *,
+    folds: int = 0,
+    fold: int | None = None,
+    validation: float = 0.2,
+    device: str = "cpu",
+    engine: str = "auto",
+    resume: bool = False,
+    force: bool = False,
+    progress: bool = True,
+) -> Report | None:
+    """Labelled cases -> one or more run folders with trained models, evaluated on cases that they never saw.
 
-    id: str
-    image: Volume
-    label: Volume
+    Args:
+        cases: The data set; persons (groups) are kept together.
+        out: Run folder to make, or, for a cross-validation, the folder of its runs `fold_0`, `fold_1`, ...
+        configure: Gives the configuration for the data's fingerprint, as a recipe does.
+        folds: Number of folds of a cross-validation; 0 makes one run.
+        fold: The only fold to train, from 0; None trains all, one after the other.
+        validation: Without folds: share of the cases that is kept out and reported on; 0 trains on all.
+        device: "cpu" or "cuda".
+        engine: Name of the backend, or "auto".
+        resume: Go on where a stopped training was; finished folds are left alone.
+        force: Replace existing runs.
+        progress: Whether to show progress on stderr.
+
+    Returns:
+        The report on the cases kept out; for a cross-validation, once all folds are there, on all cases,
+        out of fold (also in `out/report.json`). None where nothing was kept out or folds are missing.
+
+    Raises:
+        InputError: If data, run folder or device cannot be used, or a resumed run was started with another
+            configuration.
+    """
+    check_device(device)
+    if fold is not None and not 0 <= fold < folds:
+        raise InputError(f"fold must be from 0 to {folds - 1} for {folds} folds, got {fold}")
+    if not 0 <= validation <= 0.5:
+        raise InputError(f"validation must be a share from 0 to 0.5, got {validation}")
+    if not resume and not force and folds == 0 and out.exists():
+        raise InputError(f"{out}: exists already; go on with --resume, start anew with --force")
+    if not progress:
+        scans = load_scans(cases.cases)
+    else:
+        scans = load_scans(cases.cases, lambda c: tqdm(c, desc="reading", unit="scan", disable=len(c) < 20))
+    config = configure(fingerprint(cases, scans))
+    if folds:
+        parts = {f"fold_{i}": ids for i, ids in enumerate(split_folds(cases, folds, config.train.seed))}
+        chosen = [f"fold_{fold}"] if fold is not None else list(parts)
+        runs = {out / name: parts[name] for name in chosen}
+    else:
+        share = round(1 / validation) if validation else 0
+        runs = {out: split_folds(cases, share, config.train.seed)[0] if share else []}
+    reports = []
+    for path, held_out in runs.items():
+        split = {
+            "data": cases.name,
+            "grouping": cases.grouping,
+            "folds": folds,
+            "seed": config.train.seed,
+            "training": [scan.id for scan in scans if scan.id not in held_out],
+            "validation": list(held_out),
+        }
+        run = open_run(path, config, split, resume=resume, force=force)
+        reports.append(finish(run, cases, scans, device=device, engine=engine, progress=progress))
+    if not folds:
+        return reports[0]
+    finished = {name: RunFolder(out / name).report for name in parts}
+    if not all(path.is_file() for path in finished.values()):
+        return None
+    report = merge_reports({name: Report.from_json(path.read_text()) for name, path in finished.items()})
+    report.write(out / "report.json", force=True)
+    return report
+
+
+def open_run(path: Path, config: RunConfig, split: dict[str, Any], *, resume: bool, force: bool) -> RunFolder:
+    """Path, configuration and split -> a new run folder, or, to resume, the existing one if it is the same.
+
+    Raises:
+        InputError: If it exists and neither `resume` nor `force` is set, or is a run of something else.
+    """
+    if not resume or not path.exists():
+        return RunFolder.create(path, config, split, force=force)
+    run = RunFolder.open(path)
+    stored, wanted = flat(to_dict(run.config())), flat(to_dict(config))
+    for name, value in stored.items():
+        if wanted[name] != value:
+            raise InputError(
+                f"{path}: was started with {name} = {value}, now asked for {wanted[name]}; give the same "
+                "options to resume, or --force to start anew"
+            )
+    if run.split() != split:
+        raise InputError(
+            f"{path}: was started on other cases or another split; give the same data and --group to resume, "
+            "or --force to start anew"
+        )
+    return run
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionary -> one level, with dotted names."""
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        result |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return result
+
+
+def finish(
+    run: RunFolder,
+    cases: CaseSet,
+    scans: Sequence[LabelledScan],
+    *,
+    device: str,
+    engine: str,
+    progress: bool,
+) -> Report | None:
+    """Run folder and scans -> the run trained to its end and its held-out cases judged."""
+    if run.report.is_file():
+        return Report.from_json(run.report.read_text(), name=str(run.report))
+    config, split = run.config(), run.split()
+    by_id = {scan.id: scan for scan in scans}
+    training = [by_id[name] for name in split["training"]]
+    card = {
+        "name": run.path.name,
+        "data": cases.name,
+        "licence": cases.licence,
+        "attribution": cases.reference,
+        "training_cases": split["training"],
+        "fingerprint": scan_ranges(training),
+    }
+    prepared = [training_case(scan, config) for scan in training]
+    held_out = [by_id[name] for name in split["validation"]]
+    model = fit(run, config, prepared, held_out, card, device=device, engine=engine, progress=progress)
+    curves(run.path / "curve.png", run.metrics)
+    if not held_out:
+        return None
+    predictor = Predictor(model, device, engine=engine, probability=True)
+    bar = (lambda c: tqdm(c, desc="judging", unit="scan")) if progress else None
+    report = evaluate(predictor, [scan.case for scan in held_out], labels=cases.labels or None, progress=bar)
+    report.write(run.report, force=True)
+    scores = {"dice": report.summary["merged"]["dice"], "cases": split["validation"]}
+    save_model(run.model, ModelFile(model.config, model.weights, model.card | {"scores": scores}))
+    return report
 
 
 def fit(
     run: RunFolder,
     config: RunConfig,
     training: Sequence[TrainingCase],
-    validation: Sequence[ValidationCase],
+    validation: Sequence[LabelledScan],
     card: dict[str, Any],
     *,
     device: str = "cpu",
@@ -151,10 +297,10 @@ def canvas_size(training: Sequence[TrainingCase], config: RunConfig) -> tuple[in
     return height, width
 
 
-def validate(model: ModelFile, cases: Sequence[ValidationCase], device: str, engine: str) -> float:
-    """Model and cases -> mean hard Dice of the merged foreground on the native grid."""
+def validate(model: ModelFile, scans: Sequence[LabelledScan], device: str, engine: str) -> float:
+    """Model and scans -> mean hard Dice of the merged foreground on the native grid."""
     predictor = Predictor(model, device, engine=engine)
-    scores = [dice_score(predictor.predict(c.image).mask.data[0] > 0, c.label.data[0] > 0) for c in cases]
+    scores = [dice_score(predictor.predict(s.image).mask.data[0] > 0, s.label.data[0] > 0) for s in scans]
     return float(np.mean(scores))
 
 

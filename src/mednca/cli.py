@@ -1,0 +1,439 @@
+"""The command line: one dataclass per command, what the library does under the same names.
+
+Results go to stdout, progress and messages to stderr. A mistake that a user can mend is one line and exit status 2.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from mednca.errors import InputError
+
+if TYPE_CHECKING:
+    from mednca.config import RunConfig
+    from mednca.recipes import Fingerprint
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a model on a folder of labelled scans and judge it on scans that it never saw.
+
+    DATA is in MSD layout (dataset.json, imagesTr, labelsTr), nnU-Net raw layout or a pair of folders images/ and
+    labels/. RUN becomes a run folder with the model (model.safetensors), its report, its curve and all that is needed
+    to go on after a stop.
+
+    Examples:
+        mednca train Task04_Hippocampus -o runs/hippocampus --group pairs
+        mednca train Task04_Hippocampus -o runs/hippocampus_cv --group pairs --folds 5
+        mednca train Task04_Hippocampus -o runs/hippocampus --group pairs --resume
+    """
+
+    data: Positional[Path]
+    """Folder of the data set."""
+    out: Annotated[Path, arg(aliases=["-o"], metavar="RUN")]
+    """Run folder to make; with --folds the folder of its runs."""
+    recipe: str = "native"
+    """native (ours), paper_hippocampus or paper_prostate (the paper's settings)."""
+    config: Path | None = None
+    """JSON file of settings that replace the recipe's, as {"train": {"patch": 48}}; see 'mednca info'."""
+    labels: Literal["merged", "separate"] | None = None
+    """One class for all labels (the recipes' way) or one for each."""
+    iterations: int | None = None
+    """Steps of the optimiser."""
+    batch_size: int | None = None
+    """Slices per step."""
+    learning_rate: float | None = None
+    """Peak learning rate."""
+    seed: int | None = None
+    """Of everything random: split, weights, samples, augmentation, fire masks."""
+    group: str | None = None
+    """What makes a person, so that no person is on both sides of a split: pairs (numbers 2k-1 and 2k, as in MSD
+    Task04), re:PATTERN (its one group, in the case id) or csv:FILE:COLUMN."""
+    folds: int = 0
+    """Cross-validate with this many folds; 0 keeps one part out."""
+    fold: int | None = None
+    """Train this fold only, from 0."""
+    validation: float = 0.2
+    """Share of the cases that is kept out and reported on; 0 trains on all."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    engine: str = "auto"
+    """Way to run the rule: auto, native (C), folded or eager (PyTorch)."""
+    resume: bool = False
+    """Go on where a stopped training was."""
+    force: bool = False
+    """Replace an existing run."""
+    quiet: bool = False
+    """No progress bar."""
+
+    def run(self) -> int:
+        """Train, and print the table of the held-out cases."""
+        from mednca.cases import find_cases
+        from mednca.train import train
+
+        cases = find_cases(self.data, group=self.group, require_labels=True)
+        report = train(
+            cases,
+            self.out,
+            self.configure,
+            folds=self.folds,
+            fold=self.fold,
+            validation=self.validation,
+            device=self.device,
+            engine=self.engine,
+            resume=self.resume,
+            force=self.force,
+            progress=not self.quiet,
+        )
+        if report is not None:
+            print(report.table())
+        print(f"{self.out}: done")
+        return 0
+
+    def configure(self, data: Fingerprint) -> RunConfig:
+        """Fingerprint of the data -> the recipe's configuration with the options put in."""
+        from mednca.config import RunConfig, from_dict, to_dict
+        from mednca.recipes import recipe, with_classes
+
+        config = recipe(self.recipe, data)
+        if self.labels == "separate":
+            config = with_classes(config, data.labels)
+        if self.config is not None:
+            settings = merge(to_dict(config), read_json(self.config), str(self.config))
+            config = from_dict(RunConfig, settings, str(self.config))
+        names = ("iterations", "batch_size", "learning_rate", "seed")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        try:
+            return replace(config, train=replace(config.train, **given))
+        except ValueError as error:
+            raise InputError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Segment scans: a mask for each, on the scan's own grid and in its orientation.
+
+    MODEL is a run folder, a .safetensors file or the name of a model that comes with mednca. Beside each mask a
+    small JSON report is written: version, model, seed, seconds, volume, warnings.
+
+    Examples:
+        mednca predict hippocampus scan.nii.gz -o mask.nii.gz
+        mednca predict runs/hippocampus scans/ -o masks/
+    """
+
+    model: Positional[str]
+    """Run folder, .safetensors file or name of a shipped model."""
+    inputs: Positional[tuple[Path, ...]]
+    """Scans, or folders of scans (NIfTI, MHA, NRRD, PNG, TIFF)."""
+    out: Annotated[Path, arg(aliases=["-o"], metavar="OUT")]
+    """Mask to write, for one scan; folder for several."""
+    seed: int = 0
+    """Names the random stream of the fire masks; the same seed gives the same mask."""
+    ensemble: int | None = None
+    """Runs with other fire masks to average, instead of the model's own number."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    engine: str = "auto"
+    """Way to run the rule: auto, native (C), folded or eager (PyTorch)."""
+    force: bool = False
+    """Replace existing masks."""
+    quiet: bool = False
+    """No progress bar."""
+    json: bool = False
+    """Print the reports as JSON instead of a line for each scan."""
+
+    def run(self) -> int:
+        """Predict, and print a line or a report for each scan."""
+        from mednca.batch import predict_files
+
+        reports = predict_files(
+            self.model,
+            self.inputs,
+            self.out,
+            seed=self.seed,
+            ensemble=self.ensemble,
+            device=self.device,
+            engine=self.engine,
+            force=self.force,
+            progress=not self.quiet,
+        )
+        for report in reports:
+            for warning in report["warnings"]:
+                print(f"mednca: warning: {report['input']}: {warning}", file=sys.stderr)
+        if self.json:
+            print(json.dumps(reports, indent=1))
+        else:
+            for report in reports:
+                volumes = ", ".join(f"{name} {ml:.3g} ml" for name, ml in report["foreground_ml"].items())
+                print(f"{report['output']}: {volumes}, {report['seconds']:.1f} s")
+        return 0
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Judge a model on labelled scans: Dice, IoU, HD95, ASSD, NSD and volumes, per case, mean, sd and interval.
+
+    Examples:
+        mednca evaluate hippocampus Task04_Hippocampus --group pairs --json report.json
+        mednca evaluate runs/hippocampus Task04_Hippocampus --cases held_out.txt
+    """
+
+    model: Positional[str]
+    """Run folder, .safetensors file or name of a shipped model."""
+    data: Positional[Path]
+    """Folder of the data set."""
+    json: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Write the whole report, with every case, to this file."""
+    tolerance: float = 1.0
+    """Tolerance of NSD in mm."""
+    cases: Path | None = None
+    """Text file with the ids of the cases to judge, one a line; all others are left out."""
+    group: str | None = None
+    """What makes a person: intervals draw persons, not scans. See 'mednca train --help'."""
+    seed: int = 0
+    """Names the random stream of the fire masks."""
+    ensemble: int | None = None
+    """Runs with other fire masks to average, instead of the model's own number."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    engine: str = "auto"
+    """Way to run the rule: auto, native (C), folded or eager (PyTorch)."""
+    force: bool = False
+    """Replace an existing report."""
+    quiet: bool = False
+    """No progress bar."""
+
+    def run(self) -> int:
+        """Evaluate, and print the table."""
+        from tqdm import tqdm
+
+        from mednca.cases import find_cases
+        from mednca.evaluate import evaluate
+        from mednca.modelfile import load_model
+        from mednca.predict import Predictor, with_ensemble
+
+        if self.json is not None and self.json.exists() and not self.force:
+            raise InputError(f"{self.json}: exists already; choose another name or give --force")
+        model = with_ensemble(load_model(self.model), self.ensemble)
+        found = find_cases(self.data, group=self.group, require_labels=True)
+        chosen = found.cases
+        if self.cases is not None:
+            wanted = read_lines(self.cases)
+            missing = sorted(wanted - {case.id for case in chosen})
+            if missing:
+                raise InputError(f"{self.cases}: case {missing[0]} is not in {self.data}")
+            chosen = tuple(case for case in chosen if case.id in wanted)
+        predictor = Predictor(model, self.device, self.seed, self.engine, probability=True)
+        seen = sorted({case.id for case in chosen} & set(model.card.get("training_cases", [])))
+        if seen:
+            print(
+                f"mednca: warning: the model was trained on {len(seen)} of these {len(chosen)} cases "
+                f"(as {seen[0]}); this is no independent test",
+                file=sys.stderr,
+            )
+        report = evaluate(
+            predictor,
+            chosen,
+            tolerance_mm=self.tolerance,
+            labels=found.labels or None,
+            progress=lambda c: tqdm(c, unit="scan", disable=self.quiet),
+        )
+        told = {"model": str(self.model), "model_hash": model.hash, "device": self.device}
+        told |= {"data": found.name, "fire_seed": self.seed, "trained_on": seen}
+        report = replace(report, provenance=report.provenance | told)
+        if self.json is not None:
+            report.write(self.json, force=self.force)
+        print(report.table())
+        return 0
+
+
+@dataclass(frozen=True)
+class Info:
+    """Tell what a model is: its rule, its data, its scores, its licence.
+
+    Examples:
+        mednca info hippocampus
+        mednca info runs/hippocampus --json
+    """
+
+    model: Positional[str]
+    """Run folder, .safetensors file or name of a shipped model."""
+    json: bool = False
+    """Print everything, the complete configuration too, as JSON."""
+
+    def run(self) -> int:
+        """Print the card."""
+        from mednca.batch import describe
+        from mednca.config import to_dict
+        from mednca.modelfile import load_model
+
+        model = load_model(self.model)
+        if self.json:
+            told = {"hash": model.hash, "parameters": model.parameters}
+            print(json.dumps(told | {"config": to_dict(model.config), "card": model.card}, indent=1))
+        else:
+            print(describe(model))
+        return 0
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Audit a data set before anything is trained on it: pairs, grids, labels, intensities, duplicates, persons.
+
+    Exit status 0 if it is sound (warnings may stand), 1 if there is an error.
+
+    Examples:
+        mednca doctor Task04_Hippocampus
+        mednca doctor Task04_Hippocampus --group pairs --json audit.json
+    """
+
+    data: Positional[Path]
+    """Folder of the data set."""
+    group: str | None = None
+    """What makes a person; see 'mednca train --help'."""
+    json: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Write every finding and fingerprint to this file."""
+    force: bool = False
+    """Replace an existing file."""
+
+    def run(self) -> int:
+        """Audit, and print the table."""
+        from tqdm import tqdm
+
+        from mednca.cases import find_cases
+        from mednca.doctor import audit, exit_code, table, to_json
+        from mednca.files import atomic_write
+
+        if self.json is not None and self.json.exists() and not self.force:
+            raise InputError(f"{self.json}: exists already; choose another name or give --force")
+        found = find_cases(self.data, group=self.group)
+        with tqdm(total=len(found.cases), unit="scan", leave=False, delay=2) as bar:
+            result = audit(found, lambda done, _: bar.update(done - bar.n) and None)
+        if self.json is not None:
+            atomic_write(self.json, to_json(result), force=self.force)
+        print(table(result))
+        return exit_code(result)
+
+
+@dataclass(frozen=True)
+class Phantoms:
+    """Make a data set of synthetic scans with labels: to try everything without a patient's scan.
+
+    Examples:
+        mednca phantoms phantoms/ --count 24
+    """
+
+    folder: Positional[Path]
+    """Folder to make, in MSD layout."""
+    count: int = 24
+    """Number of scans."""
+    seed: int = 0
+    """The same seed makes the same scans."""
+    force: bool = False
+    """Replace a folder of phantoms."""
+
+    def run(self) -> int:
+        """Make the phantoms."""
+        from mednca.synthetic import write_phantoms
+
+        if self.count < 1:
+            raise InputError(f"--count must be at least 1, got {self.count}")
+        print(f"{write_phantoms(self.folder, self.count, self.seed, self.force)}: {self.count} scans")
+        return 0
+
+
+@dataclass(frozen=True)
+class ImportOfficial:
+    """Turn the rule pair that the paper's authors publish (model0.pth, model1.pth, config.json) into one file.
+
+    Examples:
+        mednca import-official authors_checkpoint -o authors.safetensors
+    """
+
+    folder: Positional[Path]
+    """Folder with model0.pth, model1.pth and config.json."""
+    out: Annotated[Path, arg(aliases=["-o"], metavar="FILE")]
+    """Model file to write."""
+    force: bool = False
+    """Replace an existing file."""
+
+    def run(self) -> int:
+        """Import."""
+        from mednca.modelfile import save_model
+        from mednca.official import import_official
+
+        print(f"{save_model(self.out, import_official(self.folder), force=self.force)}: done")
+        return 0
+
+
+COMMANDS: dict[str, type[Any]] = {
+    "train": Train,
+    "predict": Predict,
+    "evaluate": Evaluate,
+    "info": Info,
+    "doctor": Doctor,
+    "phantoms": Phantoms,
+    "import-official": ImportOfficial,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Arguments (default: the process's) -> the command, then exit: 0 done, 1 findings, 2 a mistake to mend."""
+    logging.basicConfig(level=logging.WARNING, format="mednca: %(message)s", stream=sys.stderr)
+    command = tyro.extras.subcommand_cli_from_dict(
+        COMMANDS,
+        args=arguments,
+        prog="mednca",
+        description="Medical image segmentation that runs anywhere: neural cellular automata (Med-NCA).",
+        config=(FlagCreatePairsOff,),
+    )
+    try:
+        status = command.run()
+    except InputError as error:
+        print(f"mednca: error: {error}", file=sys.stderr)
+        status = 2
+    except OSError as error:
+        print(f"mednca: error: {error.filename or 'disk'}: {error.strerror or error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("mednca: stopped; a training goes on with --resume", file=sys.stderr)
+        status = 130
+    sys.exit(status)
+
+
+def merge(settings: dict[str, Any], changes: Any, where: str) -> dict[str, Any]:
+    """Complete settings and a part of them -> the settings with the part put in, one level of nesting."""
+    if not isinstance(changes, dict):
+        raise InputError(f'{where}: expected a JSON object of settings, as {{"train": {{"patch": 48}}}}')
+    result = dict(settings)
+    for name, value in changes.items():
+        inner = isinstance(value, dict) and isinstance(result.get(name), dict)
+        result[name] = {**result[name], **value} if inner else value
+    return result
+
+
+def read_json(path: Path) -> Any:
+    """Path -> what the JSON file holds."""
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
+        raise InputError(f"{path}: is not JSON ({error})") from error
+
+
+def read_lines(path: Path) -> set[str]:
+    """Path -> the lines of a text file that are not empty."""
+    try:
+        return {line.strip() for line in path.read_text().splitlines() if line.strip()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as text ({error})") from error

@@ -1,0 +1,121 @@
+"""A data set in memory: cases read and checked once, for training and validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from mednca.augment import TrainingCase
+from mednca.cases import Case, CaseSet
+from mednca.config import RunConfig
+from mednca.errors import InputError
+from mednca.io import read_case, read_label
+from mednca.recipes import Fingerprint
+from mednca.slices import prepare_image, prepare_label
+from mednca.volume import Volume, same_affine
+
+
+@dataclass(frozen=True)
+class LabelledScan:
+    """A case with its image (M, X, Y, Z) and label (1, X, Y, Z) on one grid."""
+
+    case: Case
+    image: Volume
+    label: Volume
+
+    @property
+    def id(self) -> str:
+        """Id of the case."""
+        return self.case.id
+
+
+def load_scan(case: Case) -> LabelledScan:
+    """Case -> its image and label.
+
+    Raises:
+        InputError: If a file is missing or unusable, or the label is on another grid.
+    """
+    if case.label is None:
+        raise InputError(f"case {case.id}: has no label; training needs one, look with 'mednca doctor'")
+    image, label = read_case(case.images), read_label(case.label)
+    if label.shape != image.shape:
+        raise InputError(f"{case.label}: must have the shape of its image, {image.shape}, got {label.shape}")
+    if not same_affine(label.affine, image.affine):
+        raise InputError(f"{case.label}: must have the affine of its image {case.images[0]}; resample it")
+    return LabelledScan(case, image, label)
+
+
+def load_scans(
+    cases: Sequence[Case], progress: Callable[[Sequence[Case]], Any] | None = None
+) -> list[LabelledScan]:
+    """Cases -> scans in memory; `progress` wraps the cases, as `tqdm.tqdm`. Raises InputError as `load_scan`."""
+    scans = [load_scan(case) for case in (progress(cases) if progress else cases)]
+    channels = {scan.image.channels for scan in scans}
+    if len(channels) > 1:
+        odd = next(scan for scan in scans if scan.image.channels != scans[0].image.channels)
+        raise InputError(
+            f"case {odd.id}: must have {scans[0].image.channels} channel(s) as {scans[0].id}, "
+            f"got {odd.image.channels}"
+        )
+    return scans
+
+
+def fingerprint(cases: CaseSet, scans: Sequence[LabelledScan]) -> Fingerprint:
+    """Scans -> what a recipe must know of them.
+
+    Raises:
+        InputError: If there is no foreground at all, or a label value that `dataset.json` does not name.
+    """
+    values = sorted({int(v) for scan in scans for v in np.unique(scan.label.data)} - {0})
+    if not values:
+        raise InputError(f"{cases.root}: all labels are empty; there is nothing to learn")
+    names = cases.labels or {value: f"label {value}" for value in values}
+    for value in values:
+        if value not in names or not 0 < value < 256:
+            known = ", ".join(f"{v} {name}" for v, name in names.items())
+            raise InputError(f"{cases.root}: label value {value} is not among the data set's ({known})")
+    canonical = [scan.image.canonical() for scan in scans]
+    spacing = np.median([volume.spacing for volume in canonical], axis=0)
+    shape = np.median([volume.shape for volume in canonical], axis=0)
+    return Fingerprint(
+        modalities=scans[0].image.channels,
+        spacing=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
+        shape=(int(shape[0]), int(shape[1]), int(shape[2])),
+        labels=names,
+    )
+
+
+def class_numbers(label: Volume, config: RunConfig) -> Volume:
+    """Label volume with the data's values -> uint8 with the model's classes, 1 to K."""
+    if config.merge:
+        return label.with_data((label.data > 0).astype(np.uint8))
+    numbers = np.zeros(label.data.shape, np.uint8)
+    for number, value in enumerate(config.values, start=1):
+        numbers[label.data == value] = number
+    return label.with_data(numbers)
+
+
+def training_case(scan: LabelledScan, config: RunConfig) -> TrainingCase:
+    """Scan -> slices as the model sees them, with the classes of the model."""
+    image = prepare_image(scan.image, config.preprocess)
+    label = prepare_label(class_numbers(scan.label, config), config.preprocess, config.model.classes)
+    return TrainingCase(scan.id, image, label)
+
+
+def merged(scan: LabelledScan) -> LabelledScan:
+    """Scan -> the same with all labels merged into 1."""
+    return replace(scan, label=scan.label.with_data((scan.label.data > 0).astype(np.uint8)))
+
+
+def scan_ranges(scans: Sequence[LabelledScan]) -> dict[str, list[list[float]]]:
+    """Scans -> least and largest spacing (mm) and field of view (mm) along the RAS+ axes, for the model's card."""
+    canonical = [scan.image.canonical() for scan in scans]
+    spacing = np.array([volume.spacing for volume in canonical])
+    size = spacing * np.array([volume.shape for volume in canonical])
+    return {
+        "spacing_mm": [spacing.min(axis=0).round(4).tolist(), spacing.max(axis=0).round(4).tolist()],
+        "size_mm": [size.min(axis=0).round(3).tolist(), size.max(axis=0).round(3).tolist()],
+    }
