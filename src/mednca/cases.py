@@ -243,7 +243,8 @@ def _is_nnunet(meta: dict[str, Any], images: dict[str, Path], labels: dict[str, 
 
 
 def _nnunet_cases(meta: dict[str, Any], images: dict[str, Path], labels: dict[str, Path]) -> list[Case]:
-    """Files x_0000, x_0001, ... -> cases; each with the set's number of channels, whether files exist or not."""
+    """Files x_0000, x_0001, ... -> cases; each with the set's number of channels, whether files exist or
+    not."""
     found: dict[str, dict[int, Path]] = {}
     for name, path in images.items():
         match = re.fullmatch(r"(.+)_(\d{4})", name)

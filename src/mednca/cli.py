@@ -1,6 +1,7 @@
 """The command line: one dataclass per command, what the library does under the same names.
 
-Results go to stdout, progress and messages to stderr. A mistake that a user can mend is one line and exit status 2.
+Results go to stdout, progress and messages to stderr. A mistake that a user can mend is one line and exit
+status 2.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
 class Train:
     """Train a model on a folder of labelled scans and judge it on scans that it never saw.
 
-    DATA is in MSD layout (dataset.json, imagesTr, labelsTr), nnU-Net raw layout or a pair of folders images/ and
-    labels/. RUN becomes a run folder with the model (model.safetensors), its report, its curve and all that is needed
-    to go on after a stop.
+    DATA is in MSD layout (dataset.json, imagesTr, labelsTr), nnU-Net raw layout or a pair of folders images/
+    and labels/. RUN becomes a run folder with the model (model.safetensors), its report, its curve and all
+    that is needed to go on after a stop.
 
     Examples:
         mednca train Task04_Hippocampus -o runs/hippocampus --group pairs
@@ -56,8 +57,8 @@ class Train:
     seed: int | None = None
     """Of everything random: split, weights, samples, augmentation, fire masks."""
     group: str | None = None
-    """What makes a person, so that no person is on both sides of a split: pairs (numbers 2k-1 and 2k, as in MSD
-    Task04), re:PATTERN (its one group, in the case id) or csv:FILE:COLUMN."""
+    """What makes a person, so that no person is on both sides of a split: pairs (numbers 2k-1 and 2k, as in
+    MSD Task04), re:PATTERN (its one group, in the case id) or csv:FILE:COLUMN."""
     folds: int = 0
     """Cross-validate with this many folds; 0 keeps one part out."""
     fold: int | None = None
@@ -122,8 +123,8 @@ class Train:
 class Predict:
     """Segment scans: a mask for each, on the scan's own grid and in its orientation.
 
-    MODEL is a run folder, a .safetensors file or the name of a model that comes with mednca. Beside each mask a
-    small JSON report is written: version, model, seed, seconds, volume, warnings.
+    MODEL is a run folder, a .safetensors file or the name of a model that comes with mednca. Beside each mask
+    a small JSON report is written: version, model, seed, seconds, volume, warnings.
 
     Examples:
         mednca predict hippocampus scan.nii.gz -o mask.nii.gz
@@ -180,7 +181,8 @@ class Predict:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Judge a model on labelled scans: Dice, IoU, HD95, ASSD, NSD and volumes, per case, mean, sd and interval.
+    """Judge a model on labelled scans: Dice, IoU, HD95, ASSD, NSD and volumes, per case, mean, sd and
+    interval.
 
     Examples:
         mednca evaluate hippocampus Task04_Hippocampus --group pairs --json report.json
@@ -287,7 +289,8 @@ class Info:
 
 @dataclass(frozen=True)
 class Doctor:
-    """Audit a data set before anything is trained on it: pairs, grids, labels, intensities, duplicates, persons.
+    """Audit a data set before anything is trained on it: pairs, grids, labels, intensities, duplicates,
+    persons.
 
     Exit status 0 if it is sound (warnings may stand), 1 if there is an error.
 
@@ -353,7 +356,8 @@ class Phantoms:
 
 @dataclass(frozen=True)
 class ImportOfficial:
-    """Turn the rule pair that the paper's authors publish (model0.pth, model1.pth, config.json) into one file.
+    """Turn the rule pair that the paper's authors publish (model0.pth, model1.pth, config.json) into one
+    file.
 
     Examples:
         mednca import-official authors_checkpoint -o authors.safetensors
@@ -375,7 +379,7 @@ class ImportOfficial:
         return 0
 
 
-COMMANDS: dict[str, type[Any]] = {
+COMMANDS: dict[str, Callable[..., Any]] = {
     "train": Train,
     "predict": Predict,
     "evaluate": Evaluate,
@@ -387,7 +391,8 @@ COMMANDS: dict[str, type[Any]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Arguments (default: the process's) -> the command, then exit: 0 done, 1 findings, 2 a mistake to mend."""
+    """Arguments (default: the process's) -> the command, then exit: 0 done, 1 findings, 2 a mistake to
+    mend."""
     logging.basicConfig(level=logging.WARNING, format="mednca: %(message)s", stream=sys.stderr)
     command = tyro.extras.subcommand_cli_from_dict(
         COMMANDS,

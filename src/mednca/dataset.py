@@ -51,7 +51,8 @@ def load_scan(case: Case) -> LabelledScan:
 def load_scans(
     cases: Sequence[Case], progress: Callable[[Sequence[Case]], Any] | None = None
 ) -> list[LabelledScan]:
-    """Cases -> scans in memory; `progress` wraps the cases, as `tqdm.tqdm`. Raises InputError as `load_scan`."""
+    """Cases -> scans in memory; `progress` wraps the cases, as `tqdm.tqdm`. Raises InputError as
+    `load_scan`."""
     scans = [load_scan(case) for case in (progress(cases) if progress else cases)]
     channels = {scan.image.channels for scan in scans}
     if len(channels) > 1:
@@ -111,7 +112,8 @@ def merged(scan: LabelledScan) -> LabelledScan:
 
 
 def scan_ranges(scans: Sequence[LabelledScan]) -> dict[str, list[list[float]]]:
-    """Scans -> least and largest spacing (mm) and field of view (mm) along the RAS+ axes, for the model's card."""
+    """Scans -> least and largest spacing (mm) and field of view (mm) along the RAS+ axes, for the model's
+    card."""
     canonical = [scan.image.canonical() for scan in scans]
     spacing = np.array([volume.spacing for volume in canonical])
     size = spacing * np.array([volume.shape for volume in canonical])
