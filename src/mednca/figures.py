@@ -286,7 +286,7 @@ def _draw(axes: Axes, panel: _Panel, outlines: bool) -> None:
     grey = np.round(np.clip((panel.image - low) / ((high - low) or 1.0), 0, 1) * (GREYS - 1))
     extent = (0.0, width, 0.0, height)
     axes.imshow(
-        grey.T, cmap="gray", vmin=0, vmax=GREYS - 1, origin="lower", extent=extent, interpolation="auto"
+        grey.T, cmap="gray", vmin=0, vmax=GREYS - 1, origin="lower", extent=extent, interpolation="nearest"
     )
     axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(0, height))
     axes.set_title(panel.caption, fontsize=9)
