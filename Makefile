@@ -40,7 +40,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch "$(STAMP)"
 
 demo: setup ## train, predict and judge on phantoms, or on real scans with DATA=folder; writes demo/
-	@"$(RUN)" -m mednca.demo $(if $(DATA),--data "$(DATA)") --out demo
+	@"$(RUN)" -m mednca.demo $(if $(DATA),--data "$(DATA)") --out demo $(ARGS)
 
 # One thread per worker: the tests' tensors are small, and threads of several workers would fight for the cores.
 test: setup ## run the tests but the slow ones (WORKERS=2, ARGS="-k fire")

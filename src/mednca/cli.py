@@ -43,7 +43,8 @@ class Train:
     out: Annotated[Path, arg(aliases=["-o"], metavar="RUN")]
     """Run folder to make; with --folds the folder of its runs."""
     recipe: str = "native"
-    """native (ours), paper_hippocampus or paper_prostate (the paper's settings)."""
+    """native (ours), quick (the same in a few minutes, for a first look), paper_hippocampus or paper_prostate
+    (the paper's settings)."""
     config: Path | None = None
     """JSON file of settings that replace the recipe's, as {"train": {"patch": 48}}; see 'mednca info'."""
     labels: Literal["merged", "separate"] | None = None
@@ -401,18 +402,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Medical image segmentation that runs anywhere: neural cellular automata (Med-NCA).",
         config=(FlagCreatePairsOff,),
     )
+    sys.exit(guarded(command.run))
+
+
+def guarded(run: Callable[[], int], stopped: str = "a training goes on with --resume") -> int:
+    """Run a command -> its exit status: its own; 2 and one line on stderr for a mistake that a user can mend;
+    130 and what to do now for an interrupt."""
     try:
-        status = command.run()
+        return run()
     except InputError as error:
         print(f"mednca: error: {error}", file=sys.stderr)
-        status = 2
+        return 2
     except OSError as error:
         print(f"mednca: error: {error.filename or 'disk'}: {error.strerror or error}", file=sys.stderr)
-        status = 2
+        return 2
     except KeyboardInterrupt:
-        print("mednca: stopped; a training goes on with --resume", file=sys.stderr)
-        status = 130
-    sys.exit(status)
+        print(f"mednca: stopped; {stopped}", file=sys.stderr)
+        return 130
 
 
 def merge(settings: dict[str, Any], changes: Any, where: str) -> dict[str, Any]:
