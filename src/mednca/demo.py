@@ -1,7 +1,7 @@
 """The quick start, `make demo`: scans in, a trained and judged model out, with pictures and an explanation.
 
-Without data of one's own it makes synthetic scans (phantoms). Everything in it is done by the functions that
-the command line calls too: `train` with the recipe `quick`, which keeps a part of the cases out and judges the
+Without data of one's own it makes synthetic scans (phantoms). Everything is done by the functions that the
+command line calls too: `train` with the recipe `quick`, which keeps a part of the cases out and judges the
 model on them, then `Predictor.predict` for their masks.
 """
 
@@ -173,14 +173,13 @@ def summary(out: Path, data: Path | None, report: Report, seconds: float) -> str
     run = RunFolder(out / "run")
     settings, split = run.config().train, run.split()
     training, held_out = len(split["training"]), len(split["validation"])
-    source = (
-        "synthetic scans (phantoms) were made" if data is None else f"labelled scans were read from {data}"
-    )
+    made = data is None
+    source = "synthetic scans (phantoms) were made" if made else f"labelled scans were read ({data})"
     done = (
         f"{training + held_out} {source}. A Med-NCA of {load_model(str(run.path)).parameters:,} parameters "
         f"learnt to outline the labelled organ from {training} of them, in {settings.iterations} steps of "
-        f"{settings.batch_size} slices on the CPU. Then it segmented the other {held_out}, which it had never "
-        f"seen. That took {_duration(seconds)}."
+        f"{settings.batch_size} slices on the CPU. Then it segmented the other {held_out}, which it had "
+        f"never seen. That took {_duration(seconds)}."
     )
     scores = report.summary["merged"]
     tolerance = f"{report.provenance['tolerance_mm']:g} mm"
