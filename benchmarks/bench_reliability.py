@@ -142,8 +142,8 @@ def table(stored: dict[str, Any], iterations: int) -> str:
     where = stored["provenance"]
     lines += [
         "",
-        "Dice is hard and of the merged foreground, on each scan's own grid. (n rescued): what the sentinel did "
-        "about a stuck or diverged training.",
+        "Dice is hard and of the merged foreground, on each scan's own grid. (n rescued): what the sentinel",
+        "did about a stuck or diverged training.",
         f"{seconds:.0f} s of CPU per training, one thread, {where['processor']}; mednca {where['mednca']}, "
         f"PyTorch {where['torch']}.",
         "Command: `python benchmarks/bench_reliability.py`.",

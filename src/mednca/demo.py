@@ -194,7 +194,7 @@ def summary(out: Path, data: Path | None, report: Report, seconds: float) -> str
     lines += ["", "What to look at"]
     for name, meaning in (
         ("overlay.png", "worst, median and best held-out scan: reference blue, model orange"),
-        ("curve.png", "the training: the loss should fall, the Dice rise and level off"),
+        ("curve.png", "the training: the loss falls, the Dice of some held-out scans rises"),
         ("masks", "the model's mask of each held-out scan, on the scan's own grid"),
         ("metrics.json", "every score of every held-out scan"),
         ("run", "the run folder; the model is model.safetensors in it"),
@@ -213,7 +213,7 @@ def summary(out: Path, data: Path | None, report: Report, seconds: float) -> str
 
 
 def _caution(data: Path | None, split: dict[str, Any]) -> str:
-    """What the numbers do not say."""
+    """Data or none, and the split -> what the numbers do not say."""
     if data is None:
         return (
             "They show that the installation works and that the method learns; on phantoms, they say nothing "
