@@ -146,9 +146,9 @@ class Learner:
 
 
 def new_sentinel(settings: TrainConfig) -> Sentinel:
-    """Settings -> a watch that waits for the warm-up and a tenth of the training, at most 500 iterations
+    """Settings -> a watch that waits for the warm-up and a tenth of the training, 250 to 500 iterations
     more."""
-    return Sentinel(patience=settings.warmup + min(500, max(100, settings.iterations // 10)))
+    return Sentinel(patience=settings.warmup + min(500, max(250, settings.iterations // 10)))
 
 
 def learning_rate(settings: TrainConfig, iteration: int) -> float:
