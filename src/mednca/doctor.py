@@ -169,7 +169,9 @@ def table(result: Audit, most: int = 8) -> str:
         ("cases", f"{result.cases}, {result.labelled} with a label, {len(prints)} readable"),
         (
             "persons",
-            f"{persons}, {len(result.repeated)} with more than one scan (rule: {result.grouping or 'none'})",
+            f"{persons}, {len(result.repeated)} with more than one scan"
+            if result.grouping
+            else "no rule given",
         ),
     ]
     if prints:
@@ -195,7 +197,7 @@ def table(result: Audit, most: int = 8) -> str:
         lines += [f"  {f.case + ': ' if f.case else ''}{f.message}" for f in found[:most]]
         lines += [f"  and {len(found) - most} more"] if len(found) > most else []
     count = Counter(finding.severity for finding in result.findings)
-    return "\n".join([*lines, "", f"{count['error']} errors, {count['warning']} warnings"])
+    return "\n".join([*lines, "", f"errors: {count['error']}, warnings: {count['warning']}"])
 
 
 def _range(values: Iterable[float]) -> str:
