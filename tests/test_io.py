@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import os
+import struct
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -184,8 +186,6 @@ def test_png_of_16_bit_grey_keeps_its_values(tmp_path: Path) -> None:
 
 def small_png(path: Path, bits: int, colour: int, rows: list[bytes], width: int) -> Path:
     """Write a PNG of any bit depth by hand: Pillow writes few of them."""
-    import struct
-    import zlib
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -344,7 +344,7 @@ def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for module, name in (("SimpleITK", "x.mha"), ("PIL.Image", "x.png"), ("tifffile", "x.tif")):
         (tmp_path / name).write_bytes(b"something")
         monkeypatch.setitem(sys.modules, module, None)
-        refused(lambda name=name: read_volume(tmp_path / name), name, "pip install 'mednca[formats]'")  # type: ignore[misc]
+        refused(lambda name=name: read_volume(tmp_path / name), name, "pip install 'mednca[formats]'")
 
 
 # Writing
@@ -440,7 +440,7 @@ def test_a_picture_cannot_hold_an_affine(tmp_path: Path) -> None:
     for name in ("m.png", "m.tif"):
         refused(
             lambda name=name: write_mask(tmp_path / name, mask_on(read_volume(like)), like), name, "affine"
-        )  # type: ignore[misc]
+        )
 
 
 def test_an_existing_file_stays_unless_forced(tmp_path: Path) -> None:
@@ -449,7 +449,7 @@ def test_an_existing_file_stays_unless_forced(tmp_path: Path) -> None:
     (tmp_path / "m.nii").write_text("precious")
     (tmp_path / "m.zraw").write_text("precious")
     for name in ("m.nii", "m.mhd"):
-        refused(lambda name=name: write_mask(tmp_path / name, mask, like), "exists already")  # type: ignore[misc]
+        refused(lambda name=name: write_mask(tmp_path / name, mask, like), "exists already")
     assert (tmp_path / "m.nii").read_text() == (tmp_path / "m.zraw").read_text() == "precious"
     write_mask(tmp_path / "m.nii", mask, like, force=True)
     np.testing.assert_array_equal(read_label(tmp_path / "m.nii").data, mask.data)

@@ -164,15 +164,11 @@ def table(result: Audit, most: int = 8) -> str:
     prints = result.fingerprints
     scans = sum(map(len, result.repeated.values()))
     persons = result.cases - scans + len(result.repeated)
+    several = f"{persons}, {len(result.repeated)} with more than one scan"
     rows = [
         ("set", result.name),
         ("cases", f"{result.cases}, {result.labelled} with a label, {len(prints)} readable"),
-        (
-            "persons",
-            f"{persons}, {len(result.repeated)} with more than one scan"
-            if result.grouping
-            else "no rule given",
-        ),
+        ("persons", several if result.grouping else "no rule given"),
     ]
     if prints:
         rows += [
