@@ -41,7 +41,8 @@ TOLD = ("dice", "iou", "nsd", "hd95_mm", "assd_mm", "volume_error", "soft_dice")
 CARD = {
     "name": "hippocampus",
     "description": (
-        "Hippocampus (anterior and posterior as one) in T1-weighted MRI cropped around it, about 35 x 50 x 36 mm"
+        "Hippocampus (anterior and posterior as one) in T1-weighted MRI that is cropped around it, "
+        "about 35 x 50 x 36 mm"
     ),
     "data": "Medical Segmentation Decathlon, Task04 Hippocampus (208 labelled volumes of its training part)",
     "licence": "CC-BY-SA 4.0, as the data it was trained on",
