@@ -112,7 +112,7 @@ class Window:
         return cls(items.view(-1, 1, 1), rows, columns)
 
     def check_inside(self, around: Window, factor: int, level: int) -> None:
-        """Raise ValueError if a cell lies outside the window `around`, whose cells are coarser by `factor`."""
+        """Raise ValueError if a cell lies outside `around`, whose cells are coarser by `factor`."""
         pairs = {"rows": (self.rows, around.rows), "columns": (self.columns, around.columns)}
         for name, (inner, outer) in pairs.items():
             low, high = outer.amin(dim=(1, 2)) * factor, (outer.amax(dim=(1, 2)) + 1) * factor
