@@ -35,7 +35,7 @@ def grid(
 
 
 def by_the_book(*counters: int) -> int:
-    """Seed, level, step, item, row and column -> a cell's 24 bits: the definition without the module under test."""
+    """Seed, level, step, item, row, column -> a cell's 24 bits: the definition once more, by itself."""
     word = 0
     for value in counters:
         word = (word + value + 0x9E3779B9) % 2**32

@@ -82,12 +82,12 @@ class TrainConfig:
         seed: Of everything: weights, samples, augmentation, fire masks.
     """
 
-    iterations: int = 4000
+    iterations: int = 5000
     batch_size: int = 16
     canvas: tuple[int, int] | None = None
     patch: int | None = 32
     foreground: float = 0.7
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     betas: tuple[float, float] = (0.9, 0.99)
     schedule: Literal["cosine", "exponential"] = "cosine"
     warmup: int = 200
