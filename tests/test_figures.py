@@ -218,7 +218,7 @@ def test_a_failure_leaves_the_old_figure_and_nothing_else(tmp_path: Path, monkey
         raise OSError("disk full")
 
     monkeypatch.setattr(Figure, "savefig", fails_half_way)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(InputError, match="disk full"):
         box(path, {"ours": [0.5]})
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 

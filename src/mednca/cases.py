@@ -243,8 +243,7 @@ def _is_nnunet(meta: dict[str, Any], images: dict[str, Path], labels: dict[str, 
 
 
 def _nnunet_cases(meta: dict[str, Any], images: dict[str, Path], labels: dict[str, Path]) -> list[Case]:
-    """Files x_0000, x_0001, ... -> cases; each with the set's number of channels, whether files exist or
-    not."""
+    """Files x_0000, x_0001, ... -> cases, all with as many channels, whether the files exist or not."""
     found: dict[str, dict[int, Path]] = {}
     for name, path in images.items():
         match = re.fullmatch(r"(.+)_(\d{4})", name)
@@ -282,7 +281,7 @@ def _class_names(root: Path, labels: Any) -> dict[int, str]:
             names[number] = name
     except (AttributeError, TypeError, ValueError) as error:
         raise InputError(
-            f"{root / 'dataset.json'}: 'labels' must give each class one number (no regions or 'ignore'), got "
+            f"{root / 'dataset.json'}: 'labels' must give each class a number (no regions, no ignore), got "
             f"{labels!r}; repair it"
         ) from error
     return {number: names[number] for number in sorted(names) if number}

@@ -164,13 +164,11 @@ def table(result: Audit, most: int = 8) -> str:
     prints = result.fingerprints
     scans = sum(map(len, result.repeated.values()))
     persons = result.cases - scans + len(result.repeated)
+    several = f"{persons}, {len(result.repeated)} with more than one scan"
     rows = [
         ("set", result.name),
         ("cases", f"{result.cases}, {result.labelled} with a label, {len(prints)} readable"),
-        (
-            "persons",
-            f"{persons}, {len(result.repeated)} with more than one scan (rule: {result.grouping or 'none'})",
-        ),
+        ("persons", several if result.grouping else "no rule given"),
     ]
     if prints:
         rows += [
@@ -195,7 +193,7 @@ def table(result: Audit, most: int = 8) -> str:
         lines += [f"  {f.case + ': ' if f.case else ''}{f.message}" for f in found[:most]]
         lines += [f"  and {len(found) - most} more"] if len(found) > most else []
     count = Counter(finding.severity for finding in result.findings)
-    return "\n".join([*lines, "", f"{count['error']} errors, {count['warning']} warnings"])
+    return "\n".join([*lines, "", f"errors: {count['error']}, warnings: {count['warning']}"])
 
 
 def _range(values: Iterable[float]) -> str:

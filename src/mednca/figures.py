@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mednca.errors import InputError
+from mednca.files import replacing
+from mednca.metrics import dice_score
 
 try:
     from matplotlib.axes import Axes
@@ -331,11 +332,7 @@ def _size_mm(panel: _Panel) -> tuple[float, float]:
 
 def _dice(case: Picture) -> float:
     """Return the Dice of all foreground together; 1 if both are empty."""
-    ours, theirs = np.asarray(case.mask) != 0, np.asarray(case.reference) != 0
-    if ours.shape != theirs.shape:
-        raise ValueError(f"reference and mask must share a shape, got {theirs.shape} and {ours.shape}")
-    total = int(ours.sum()) + int(theirs.sum())
-    return 2 * int((ours & theirs).sum()) / total if total else 1.0
+    return dice_score(np.asarray(case.mask) != 0, np.asarray(case.reference) != 0)
 
 
 def _with_gaps(points: list[tuple[float, float]]) -> tuple[Array, Array]:
@@ -357,12 +354,6 @@ def _wrap(text: str, width: int) -> str:
 
 def _save(figure: Figure, path: str | Path) -> Path:
     """Write a figure under another name of the same folder and suffix, then rename it; return the path."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix or '.png'}")
-    try:
-        figure.savefig(temporary, dpi=DPI)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    with replacing(Path(path)) as temporary:
+        figure.savefig(temporary, dpi=DPI, format="png")
+    return Path(path)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mednca.errors import InputError
+from mednca.files import atomic_write
 
 Scores = dict[str, dict[str, float]]
 Summary = dict[str, dict[str, dict[str, Any]]]
@@ -113,14 +113,7 @@ class Report:
         target = Path(path)
         if not target.parent.is_dir():
             raise InputError(f"{target}: the folder {target.parent} does not exist; make it first")
-        if target.exists() and not force:
-            raise InputError(f"{target} exists; give another name, or force to replace it")
-        draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            draft.write_text(self.to_json(), encoding="utf-8")
-            os.replace(draft, target)  # noqa: PTH105 - the call that is atomic, by its name
-        finally:
-            draft.unlink(missing_ok=True)
+        atomic_write(target, self.to_json(), force=force)
 
     def table(self) -> str:
         """The summary as text, at most 100 columns; with a single label, without the equal merged rows."""

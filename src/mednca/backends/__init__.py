@@ -35,10 +35,10 @@ def load(name: str) -> Run:
 
 
 def choose(device: str, name: str = "auto") -> Run:
-    """Device ("cpu", "cuda:0", ...) and name of a backend -> its run; "auto" takes the fastest that works there.
+    """Device ("cpu", "cuda:0", ...) and name of a backend -> its run; "auto" takes the fastest that works.
 
-    That is `native` on the CPU; `folded` on every other device, and, with a warning in the log, on a CPU without a C
-    compiler.
+    That is `native` on the CPU; `folded` on every other device and, with a warning in the log, on a CPU
+    without a C compiler.
 
     Raises:
         ValueError: Where there is no backend of this name, or it does not work on this device or machine.

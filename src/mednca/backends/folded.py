@@ -1,8 +1,8 @@
 """The rule as two convolutions: what there is for GPUs, and for machines without a C compiler.
 
-Nothing but linear maps lies between a state and the hidden units, so the own state, the two perceiving convolutions
-and the first dense layer are composed into one 3 x 3 convolution n -> h. Exact algebra, other rounding. States are
-kept channels-last.
+Nothing but linear maps lies between a state and the hidden units, so the own state, the two perceiving
+convolutions and the first dense layer are composed into one 3 x 3 convolution n -> h. Exact algebra, other
+rounding. States are kept channels-last.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from mednca.nca import Backbone, Window
 
 
 def fold(rule: Backbone) -> tuple[Tensor, Tensor, Tensor]:
-    """Rule -> its weight (h, n, 3, 3) and bias (h,) into the hidden units, and weight (n, h, 1, 1) out of them."""
+    """Rule -> weight (h, n, 3, 3) and bias (h,) into the hidden units, weight (n, h, 1, 1) out of them."""
     n = rule.config.channels
-    own, a, b = rule.update_in.weight.split(n, dim=1)
+    own, a, b = torch.split(rule.update_in.weight, n, dim=1)
     weight = F.pad(own[:, :, None, None], (1, 1, 1, 1))
     for part, perceive in ((a, rule.perceive_a), (b, rule.perceive_b)):
         if rule.config.perception == "depthwise":

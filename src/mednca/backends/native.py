@@ -1,9 +1,9 @@
 """The rule in C, forward and backward, for the cells that fire only: float32 on the CPU, one thread.
 
-native.c is compiled for this machine at first use, into the user's cache folder. It keeps, for the backward pass, the
-perceptions of the cells that fired, 3n numbers each (at n = 32 and fire rate 0.5: 192 bytes for a cell and step,
-where the definition needs 1.3 kB), restores the states from them going backwards, and recomputes the hidden units.
-The same inputs give the same bits on the same machine.
+native.c is compiled for this machine at first use, into the user's cache folder. For the backward pass it
+keeps the perceptions of the cells that fired, 3n numbers each (at n = 32 and fire rate 0.5 that is 192 bytes
+for a cell and step, where the definition keeps 1.2 kB), restores the states from them going backwards, and
+computes the hidden units again. The same inputs give the same bits on the same machine.
 
 Shapes: B items, n channels, h hidden units, H x W cells.
 """
@@ -39,7 +39,7 @@ def run_native(rule: Backbone, state: Tensor, key: FireKey, window: Window, step
     """State float32 (B, n, H, W) on the CPU -> state after `steps` steps, channels-last; differentiable once.
 
     Raises:
-        ValueError: Where state or rule is not float32 on the CPU, or the state has fewer than two rows or columns.
+        ValueError: Where state or rule is not float32 on the CPU, or the grid is smaller than 2 x 2.
         RuntimeError: Where there is no C compiler; see `available` and `why_not`.
     """
     for name, tensor in (("state", state), ("rule", rule.update_in.weight)):
@@ -53,12 +53,12 @@ def run_native(rule: Backbone, state: Tensor, key: FireKey, window: Window, step
     fires, counts = fire_masks(key, steps, window, rule.config.fire_rate)
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (cells, *arrays))
     depthwise = rule.config.perception == "depthwise"
-    last: Tensor = _Steps.apply(cells, *arrays, fires, counts, depthwise, keep)
+    last: Tensor = _Steps.apply(cells, *arrays, fires, counts, depthwise, keep)  # type: ignore[no-untyped-call]
     return last[..., :n].permute(0, 3, 1, 2)
 
 
 def fire_masks(key: FireKey, steps: int, window: Window, fire_rate: float) -> tuple[Tensor, Tensor]:
-    """The masks of `mednca.fire.fire_mask` for all steps: uint8 (B, steps, H, W), and their sums int64 (B, steps)."""
+    """The masks of `mednca.fire.fire_mask` for all steps: uint8 (B, steps, H, W); their sums (B, steps)."""
     batch, height, width = len(window.items), window.rows.shape[1], window.columns.shape[2]
     items = window.items.reshape(batch).contiguous()
     rows = window.rows.reshape(-1, height).expand(batch, height).contiguous()
@@ -76,7 +76,7 @@ def fire_masks(key: FireKey, steps: int, window: Window, fire_rate: float) -> tu
 
 
 def _pack(rule: Backbone) -> tuple[Tensor, ...]:
-    """Rule -> filters, views, w1, b1 and w2 as native.c wants them, padded; torch takes their gradients back."""
+    """Rule -> filters, views, w1, b1, w2 as native.c wants them, padded; torch takes their gradients back."""
     n, h = rule.config.channels, rule.config.hidden
     more, more_hidden = -n % _MULTIPLE, -h % _MULTIPLE
     filters = torch.stack([rule.perceive_a.weight, rule.perceive_b.weight]).permute(3, 4, 2, 0, 1)
@@ -133,7 +133,7 @@ class _Steps(torch.autograd.Function):
         return state
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_last: Tensor) -> tuple[Tensor | None, ...]:
         last, filters, w1, b1, w2, fires, counts, kept = ctx.saved_tensors
         state, d_state = last.clone(), d_last.clone(memory_format=torch.contiguous_format)
@@ -155,12 +155,10 @@ def _pointers(*tensors: Tensor | None) -> list[ctypes.c_void_p]:
 
 def _check(status: int) -> None:
     if status:
-        raise MemoryError(
-            "no memory for the scratch space of the native backend; use smaller patches or images"
-        )
+        raise MemoryError("no memory for the native backend to work in; use smaller patches or images")
 
 
-# ---- The library -------------------------------------------------------------------------------------------------
+# ---- The library ----
 
 
 def available() -> bool:
@@ -184,17 +182,22 @@ def _library() -> ctypes.CDLL:
 @functools.cache
 def _load() -> ctypes.CDLL | str:
     """The library, or the reason why there is none."""
-    compiler = (
-        shlex.split(os.environ.get("CC", ""))
-        or [path for path in map(shutil.which, ("cc", "gcc", "clang")) if path][:1]
-    )
+    compiler = _compiler()
     if not compiler:
-        return "there is no C compiler (cc, gcc or clang); install one, or name it in the environment variable CC"
+        return (
+            "there is no C compiler (cc, gcc, clang); install one, or name it in the environment variable CC"
+        )
     try:
         return ctypes.CDLL(str(_compile(compiler)))
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or error
         return f"the C compiler {compiler[0]} did not make a library that can be loaded: {str(said).strip()}"
+
+
+def _compiler() -> list[str]:
+    """The command of the C compiler: `$CC`, or the first of the usual ones; empty where there is none."""
+    found = [name for name in ("cc", "gcc", "clang") if shutil.which(name)]
+    return shlex.split(os.environ.get("CC", "")) or found[:1]
 
 
 def _compile(compiler: list[str]) -> Path:
@@ -220,7 +223,7 @@ def _compile(compiler: list[str]) -> Path:
 
 
 def _processor() -> str:
-    """What tells processors with other instructions apart."""
+    """What tells processors with other instructions apart, parts joined by "|"."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:

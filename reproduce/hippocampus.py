@@ -1,0 +1,150 @@
+"""The shipped hippocampus model and its honest figure: 5 folds by person, then a training on all cases.
+
+    python reproduce/hippocampus.py Task04_Hippocampus --runs runs
+
+trains what is not there yet (about 20 minutes of one core per training; a stopped one goes on), and writes
+
+    reproduce/results/hippocampus_oof.json   every case's scores by the model that has not seen its person
+    reproduce/results/hippocampus_curves.png the five curves
+    src/mednca/models/hippocampus.safetensors   the model trained on all cases, with its card
+
+Folds may be trained side by side beforehand, one process each:
+
+    mednca train Task04_Hippocampus -o runs/hippocampus_cv --group pairs --folds 5 --fold 0
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from mednca import __version__
+from mednca.cases import find_cases
+from mednca.files import replacing
+from mednca.modelfile import SHIPPED, ModelFile, load_model, save_model
+from mednca.recipes import native
+from mednca.report import Report
+from mednca.train import train
+
+RESULTS = Path(__file__).parent / "results"
+FOLDS = 5
+#: The scores that go into the model's card.
+TOLD = ("dice", "iou", "nsd", "hd95_mm", "assd_mm", "volume_error", "soft_dice")
+
+CARD = {
+    "name": "hippocampus",
+    "description": (
+        "Hippocampus (anterior and posterior as one) in T1-weighted MRI that is cropped around it, "
+        "about 35 x 50 x 36 mm"
+    ),
+    "data": "Medical Segmentation Decathlon, Task04 Hippocampus (208 labelled volumes of its training part)",
+    "licence": "CC-BY-SA 4.0, as the data it was trained on",
+    "attribution": (
+        "Antonelli M. et al., The Medical Segmentation Decathlon, Nature Communications 13, 4128 (2022); "
+        "Simpson A. L. et al., arXiv:1902.09063 (2019). Method: Kalkhof J. et al., Med-NCA, IPMI 2023"
+    ),
+    "intended_use": (
+        "Research and teaching, on crops like those of Task04. Not a medical device; not for whole heads, "
+        "other contrasts than T1 or other organs"
+    ),
+}
+
+
+def main() -> None:
+    """Train what is missing, then write results and model."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    cases = find_cases(arguments.data, group="pairs", require_labels=True)
+    folds, final = arguments.runs / "hippocampus_cv", arguments.runs / "hippocampus"
+    report = train(cases, folds, native, folds=FOLDS, resume=True)
+    train(cases, final, native, validation=0, resume=True)
+    assert report is not None
+    command = f"python reproduce/hippocampus.py {arguments.data.name}"
+    told = provenance(folds, command)
+    report = replace(report, provenance=report.provenance | told)
+    RESULTS.mkdir(exist_ok=True)
+    report.write(RESULTS / "hippocampus_oof.json", force=True)
+    draw(folds)
+    save_model(SHIPPED / "hippocampus.safetensors", with_card(load_model(final), report))
+    print(report.table())
+    print(json.dumps(told["minutes"]))
+
+
+def provenance(folds: Path, command: str) -> dict[str, Any]:
+    """Folder of the folds and the command -> how, where and how long."""
+    minutes = {
+        path.name: round(
+            ((path / "report.json").stat().st_mtime - (path / "config.json").stat().st_mtime) / 60, 1
+        )
+        for path in sorted(folds.glob("fold_*"))
+    }
+    events = {
+        path.name: [entry for entry in entries(path) if entry["kind"] == "event"]
+        for path in sorted(folds.glob("fold_*"))
+    }
+    return {
+        "command": command,
+        "versions": {"mednca": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "machine": f"{platform.processor() or platform.machine()}, one thread per training, shared machine",
+        "minutes": minutes,
+        "events": events,
+    }
+
+
+def entries(run: Path) -> list[dict[str, Any]]:
+    """Run folder -> the lines of its log."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def draw(folds: Path) -> None:
+    """Folder of the folds -> a picture of loss and validation Dice of all folds."""
+    figure = Figure((7.5, 5.6), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    for run in sorted(folds.glob("fold_*")):
+        log = entries(run)
+        training = [(e["iteration"], e["loss"]) for e in log if e["kind"] == "train"]
+        width = 20
+        smooth = [
+            (training[i][0], sum(loss for _, loss in training[i - width : i]) / width)
+            for i in range(width, len(training))
+        ]
+        top.semilogy(*zip(*smooth, strict=True), label=run.name, linewidth=1)
+        looked = [(e["iteration"], e["dice"]) for e in log if e["kind"] == "validation"]
+        bottom.plot(*zip(*looked, strict=True), marker=".", label=run.name, linewidth=1)
+    top.set_ylabel("training loss (mean of 200 iterations)")
+    bottom.set_ylabel("hard Dice on 6 held-out cases")
+    bottom.set_xlabel("iteration")
+    top.legend(ncols=5, fontsize=8)
+    bottom.grid(alpha=0.3)
+    top.grid(alpha=0.3)
+    with replacing(RESULTS / "hippocampus_curves.png") as path:
+        figure.savefig(path, dpi=100, format="png")
+
+
+def with_card(model: ModelFile, report: Report) -> ModelFile:
+    """Model trained on all cases and the out-of-fold report -> the model with its card."""
+    summary = report.summary["merged"]
+    scores = {
+        "protocol": "5 folds by person, out of fold, merged foreground, native grid, mean over 208 cases",
+        "cases": len(report.cases),
+    }
+    for name in TOLD:
+        row = summary[name]
+        scores[name] = {key: row[key] for key in ("mean", "sd", "ci95", "min")}
+    return replace(model, card=model.card | CARD | {"scores": scores})
+
+
+if __name__ == "__main__":
+    main()
