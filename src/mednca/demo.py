@@ -242,7 +242,8 @@ def _row(statistics: dict[str, Any], digits: int, unit: str = "") -> str:
 
 def _wrapped(text: str) -> list[str]:
     """Text -> indented lines of at most 88 characters."""
-    return textwrap.wrap(text, 88, initial_indent="  ", subsequent_indent="  ")
+    indent = {"initial_indent": "  ", "subsequent_indent": "  "}
+    return textwrap.wrap(text, 88, break_long_words=False, break_on_hyphens=False, **indent)
 
 
 def _duration(seconds: float) -> str:
