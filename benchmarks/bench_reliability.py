@@ -39,11 +39,11 @@ from mednca.train import fit
 
 HERE = Path(__file__).resolve().parent
 GOAL = 0.85
-ITERATIONS = 300
+ITERATIONS = 900
 RESULTS = HERE / "results" / "reliability.json"
 PAGE = HERE / "README.md"
 MARKS = ("<!-- reliability: begin -->", "<!-- reliability: end -->")
-TRAINING, HELD_OUT = 16, 6  # phantoms
+TRAINING, HELD_OUT = 24, 6  # phantoms
 Change = Callable[[RunConfig], RunConfig]
 
 
@@ -72,15 +72,7 @@ def configure(data: Fingerprint, change: Change, seed: int, iterations: int) -> 
     """Fingerprint, setting and seed -> a configuration of the benchmark's own budget."""
     config = quick(data)
     train = replace(
-        config.train,
-        iterations=iterations,
-        batch_size=8,
-        patch=24,
-        warmup=30,
-        ema=0.98,
-        validate_every=0,
-        checkpoint_every=iterations,
-        seed=seed,
+        config.train, iterations=iterations, validate_every=0, checkpoint_every=iterations, seed=seed
     )
     return change(replace(config, recipe="bench_reliability", train=train))
 
