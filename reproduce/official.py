@@ -2,10 +2,10 @@
 
     python reproduce/official.py DATA CHECKPOINT [-o reproduce/results/official.json] [--cases N]
 
-DATA is MSD Task04_Hippocampus, CHECKPOINT a folder with config.json, model0.pth, model1.pth and, to compare with,
-dice_on_task04.json. The authors' protocol, per case and for all labels merged:
+DATA is MSD Task04_Hippocampus, CHECKPOINT a folder with config.json, model0.pth, model1.pth and, to compare
+with, dice_on_task04.json. The authors' protocol, per case and for all labels merged:
 
-    soft64  soft Dice of the whole volume on the 64 x 64 grid, probabilities without threshold (the paper's "Dice")
+    soft64  soft Dice of the volume on the 64 x 64 grid, probabilities without threshold (the paper's "Dice")
     hard64  Dice on the 64 x 64 grid, thresholded
     native  probabilities resized back to the scan's grid, thresholded, against the original label
 

@@ -107,9 +107,10 @@ def _scores(scores: Any) -> str | None:
     told = []
     for name, value in scores.items():
         if isinstance(value, dict) and isinstance(value.get("mean"), int | float):
-            sd = value.get("sd")
-            spread = f" (sd {sd:.4f})" if isinstance(sd, int | float) else ""
-            told.append(f"{name} {value['mean']:.4f}{spread}")
+            spread = [f"sd {value['sd']:.4f}"] if isinstance(value.get("sd"), int | float) else []
+            if isinstance(value.get("ci95"), list) and len(value["ci95"]) == 2:
+                spread.append("95 % interval {:.4f}-{:.4f}".format(*value["ci95"]))
+            told.append(f"{name} {value['mean']:.4f}" + (f" ({', '.join(spread)})" if spread else ""))
         elif isinstance(value, bool | str):
             told.append(f"{name} {value}")
         elif isinstance(value, int | float):

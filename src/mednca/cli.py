@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -24,6 +24,7 @@ from mednca import __version__
 from mednca.errors import InputError
 
 if TYPE_CHECKING:
+    from mednca.cases import CaseSet
     from mednca.config import RunConfig
     from mednca.recipes import Fingerprint
 
@@ -88,12 +89,11 @@ class Train:
 
     def run(self) -> int:
         """Train, and print the table of the held-out cases."""
-        from mednca.cases import find_cases
         from mednca.predict import choose_engine
         from mednca.train import train
 
         choose_engine(self.device, self.engine)  # refuse before the data are read and a run folder is made
-        cases = find_cases(self.data, group=self.group, require_labels=True)
+        cases = labelled(self.data, self.group)
         report = train(
             cases,
             self.out,
@@ -138,9 +138,15 @@ class Predict:
     MODEL is a run folder, a .safetensors file or the name of a model that comes with mednca. Beside each mask
     a small JSON report is written: version, model, seed, seconds, volume, warnings.
 
+    Of several scans, one that cannot be segmented does not stop the others: it is told on stderr, and the
+    exit status is 2 in the end. Otherwise nothing is written before all places for masks were found free.
+
+    With a model of several channels, name_0000.nii.gz, name_0001.nii.gz, ... are one scan, as in nnU-Net.
+
     Examples:
         mednca predict hippocampus scan.nii.gz -o mask.nii.gz
         mednca predict runs/hippocampus scans/ -o masks/
+        mednca predict runs/hippocampus a.nii.gz b.nii.gz -o masks/ --json > reports.json
     """
 
     model: Annotated[Positional[str], arg(metavar="MODEL")]
@@ -175,31 +181,27 @@ class Predict:
 
         model = with_ensemble(load_model(self.model), self.ensemble)
         predictor = Predictor(model, self.device, self.seed, self.engine)
-        reports = predict_files(
-            predictor, self.inputs, self.out, force=self.force, progress=not self.quiet
-        )  # refuses what cannot be done before anything is computed
+        # This refuses what cannot be done, before anything is computed.
+        told = predict_files(predictor, self.inputs, self.out, force=self.force, progress=not self.quiet)
         general = model_warnings(model)
         for warning in general:
             print(f"mednca: warning: {self.model}: {warning}", file=sys.stderr)
-        done, failed = [], 0
-        for report in reports:
+        reports: list[dict[str, Any]] = []
+        for report in told:
+            reports.append(report)
             if "error" in report:
-                failed += 1
                 tqdm.write(f"mednca: error: {report['error']}", file=sys.stderr)
-                done.append(report)
                 continue
             for warning in report["warnings"]:
                 if warning not in general:
                     tqdm.write(f"mednca: warning: {report['input']}: {warning}", file=sys.stderr)
-            if self.json:
-                done.append(report)
-            else:
-                done.append({})
+            if not self.json:
                 tqdm.write(f"{report['output']}: {foreground(report)}, {report['seconds']:.1f} s")
         if self.json:
-            print(json.dumps(done, indent=1))
+            print(json.dumps(reports, indent=1))
+        failed = sum("error" in report for report in reports)
         if failed:
-            print(f"mednca: {failed} of {len(done)} scans could not be segmented", file=sys.stderr)
+            print(f"mednca: {failed} of {len(reports)} scans could not be segmented", file=sys.stderr)
         return 2 if failed else 0
 
 
@@ -244,15 +246,16 @@ class Evaluate:
         """Evaluate, and print the table."""
         from tqdm import tqdm
 
-        from mednca.cases import find_cases
         from mednca.evaluate import evaluate
         from mednca.modelfile import load_model
         from mednca.predict import Predictor, with_ensemble
 
         if self.json is not None and self.json.exists() and not self.force:
             raise InputError(f"{self.json}: exists already; choose another name or give --force")
+        if not self.tolerance >= 0:
+            raise InputError(f"tolerance must be 0 mm or more, got {self.tolerance:g}")
         model = with_ensemble(load_model(self.model), self.ensemble)
-        found = find_cases(self.data, group=self.group, require_labels=True)
+        found = labelled(self.data, self.group)
         chosen = found.cases
         if self.cases is not None:
             wanted = read_lines(self.cases)
@@ -273,7 +276,7 @@ class Evaluate:
             chosen,
             tolerance_mm=self.tolerance,
             labels=found.labels or None,
-            progress=lambda c: tqdm(c, unit="scan", disable=self.quiet),
+            progress=lambda c: tqdm(c, unit="scan", disable=True if self.quiet else None),
         )
         told = {"model": str(self.model), "model_hash": model.hash, "device": self.device}
         told |= {"data": found.name, "fire_seed": self.seed, "trained_on": seen}
@@ -306,7 +309,7 @@ class Info:
 
         model = load_model(self.model)
         if self.json:
-            told = {"hash": model.hash, "parameters": model.parameters}
+            told: dict[str, Any] = {"hash": model.hash, "parameters": model.parameters}
             print(json.dumps(told | {"config": to_dict(model.config), "card": model.card}, indent=1))
         else:
             print(describe(model))
@@ -347,7 +350,7 @@ class Doctor:
         if self.json is not None and self.json.exists() and not self.force:
             raise InputError(f"{self.json}: exists already; choose another name or give --force")
         found = find_cases(self.data, group=self.group)
-        with tqdm(total=len(found.cases), unit="scan", leave=False, delay=2) as bar:
+        with tqdm(total=len(found.cases), unit="scan", leave=False, delay=2, disable=None) as bar:
             result = audit(found, lambda done, _: bar.update(done - bar.n) and None)
         if self.json is not None:
             atomic_write(self.json, to_json(result), force=self.force)
@@ -424,21 +427,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     mend."""
     logging.basicConfig(level=logging.WARNING, format="mednca: %(message)s", stream=sys.stderr)
     words = list(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(guarded(lambda: run(words)))
+
+
+def guarded(run: Callable[[], int], stopped: str = "a training goes on with --resume") -> int:
+    """Run a command -> its exit status: its own; 2 and one line on stderr for a mistake that a user can mend;
+    130 and what to do now for an interrupt."""
     try:
-        status = run(words)
+        return run()
     except InputError as error:
         print(f"mednca: error: {error}", file=sys.stderr)
-        status = 2
-    except BrokenPipeError:  # as in `mednca info hippocampus | head -1`
+        return 2
+    except BrokenPipeError:  # the reader has seen enough, as in `mednca info hippocampus | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        status = 0
+        return 0
     except OSError as error:
         print(f"mednca: error: {error.filename or 'disk'}: {error.strerror or error}", file=sys.stderr)
-        status = 2
+        return 2
     except KeyboardInterrupt:
-        print("mednca: stopped; a training goes on with --resume", file=sys.stderr)
-        status = 130
-    sys.exit(status)
+        print(f"mednca: stopped; {stopped}", file=sys.stderr)
+        return 130
 
 
 def run(words: Sequence[str]) -> int:
@@ -479,12 +487,28 @@ def overview() -> str:
 
 
 def foreground(report: dict[str, Any]) -> str:
-    """Report of a prediction -> how much of each class there is: ml, or voxels where millimetres mean nothing."""
+    """Report of a prediction -> how much there is of each class: ml, or voxels where mm mean nothing."""
     voxels = report["foreground_voxels"]
     return ", ".join(
         f"{name} {voxels[name]} voxels" if ml is None else f"{name} {ml:.3g} ml"
         for name, ml in report["foreground_ml"].items()
     )
+
+
+def labelled(data: Path, group: str | None) -> CaseSet:
+    """Folder of a data set and rule for persons -> its cases, of which some have labels.
+
+    Raises:
+        InputError: As `find_cases`, and if there is a label without an image, which would be left out.
+    """
+    from mednca.cases import find_cases
+
+    cases = find_cases(data, group=group, require_labels=True)
+    folders = {case.label.parent for case in cases.cases if case.label}
+    for path in cases.strays:
+        if path.parent in folders:
+            raise InputError(f"{path}: a label without an image; add its image or remove it")
+    return cases
 
 
 def merge(settings: dict[str, Any], changes: Any, where: str) -> dict[str, Any]:

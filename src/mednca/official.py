@@ -1,8 +1,8 @@
 """Models that the paper's authors publish -> one of our model files.
 
-A folder of theirs (github.com/MECLabTUDA, Med-NCA and M3D-NCA's tutorial) holds `config.json`, a list with one
-table of settings, and a rule per level, `model0.pth` (coarse), `model1.pth`, ...: PyTorch files, which are
-read with `weights_only=True`, so that no code in them runs.
+A folder of theirs (github.com/MECLabTUDA: Med-NCA, and the tutorial of M3D-NCA) holds `config.json`, a list
+with one table of settings, and a rule per level, `model0.pth` (coarse), `model1.pth`, ...: PyTorch files,
+which are read with `weights_only=True`, so that no code in them runs.
 
 ===========  ==============  ==============================================================================
 theirs       ours
@@ -35,7 +35,7 @@ from mednca.recipes import Fingerprint, paper
 
 NAMES = {"p0": "perceive_a", "p1": "perceive_b", "fc0": "update_in", "fc1": "update_out"}
 CARD = {
-    "description": "Trained by the authors of Med-NCA with their own code; imported with 'mednca import-official'.",
+    "description": "Trained by the authors of Med-NCA with their own code, and imported.",
     "licence": "MIT",
     "attribution": "Copyright 2023 John Kalkhof; github.com/MECLabTUDA/M3D-NCA",
     "intended_use": "Research: to compare with what the authors published. Not a medical device.",
@@ -47,8 +47,8 @@ KNOWN: dict[str, dict[str, Any]] = {
         "name": "authors' hippocampus",
         "data": "MSD Task04_Hippocampus, both labels merged",
         "iterations": 187_484,
-        "notes": "The training cases are not published. The optimiser state and the scores point to the first "
-        "138 volumes in sorted order (numbers 1 to 221).",
+        "notes": "The training cases are not published. The optimiser state and the scores point to the "
+        "first 138 volumes in sorted order (numbers 1 to 221).",
     },
 }
 

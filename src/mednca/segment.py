@@ -1,6 +1,6 @@
 """Files of scans in, files of masks out: what `mednca predict` does.
 
-    inputs -> find_scans -> place (where masks go, checked before anything is computed) -> predict, scan by scan
+    inputs -> find_scans -> place (where masks go; all are checked before anything is computed) -> predict
 
 Each mask has a report beside it, `<name>.json`: version, model and its hash, seed, device, engine, seconds,
 shape, spacing, foreground volume, input, output, warnings. A mask and its report appear complete or not at
@@ -23,7 +23,8 @@ from tqdm import tqdm
 from mednca.cases import images_in
 from mednca.errors import InputError
 from mednca.files import replacing
-from mednca.io import read_case, spacing_known, stem, suffix, supported_suffixes, write_mask
+from mednca.formats import suffix
+from mednca.io import read_case, spacing_known, stem, supported_suffixes, write_mask
 from mednca.predict import Predictor
 
 #: Seconds before a progress bar appears.
@@ -66,7 +67,7 @@ def predict_files(
         out: With a single file as input, the mask's file (an ending says its format); else a folder, in which
             each mask has the name and the format of its scan.
         force: Replace masks that exist.
-        progress: Whether to show progress on stderr, where it takes more than two seconds.
+        progress: Whether to show progress on stderr: on a terminal, after two seconds.
 
     Raises:
         InputError: Before anything is computed: an input is missing or no image, channels of a scan are
@@ -106,10 +107,9 @@ def find_scans(inputs: Sequence[str | Path], channels: int) -> list[Scan]:
                 f"{parts[-1]}: there is also {name}_0000; keep the one file or the numbered ones"
             )
         if -1 not in parts and set(parts) != set(range(channels)):
-            raise InputError(
-                f"{folder / name}: this model takes {channels} channels, {name}_0000 to {name}_{channels - 1:04d}; "
-                f"got {', '.join(f'_{number:04d}' for number in sorted(parts))}"
-            )
+            got = ", ".join(f"_{number:04d}" for number in sorted(parts))
+            wanted = f"{name}_0000 to {name}_{channels - 1:04d}"
+            raise InputError(f"{folder / name}: this model takes {channels} channels, {wanted}; got {got}")
         scans[name] = Scan(name, tuple(parts[number] for number in sorted(parts)))
     return list(scans.values())
 
@@ -152,7 +152,7 @@ def _run(
     predictor: Predictor, jobs: Sequence[Job], *, force: bool, progress: bool
 ) -> Iterator[dict[str, Any]]:
     """Jobs -> their reports, one by one."""
-    bar = tqdm(jobs, unit="scan", delay=PATIENCE, disable=not progress or len(jobs) == 1)
+    bar = tqdm(jobs, unit="scan", delay=PATIENCE, disable=None if progress and len(jobs) > 1 else True)
     for job in bar:
         try:
             yield predict_file(predictor, job, force=force, progress=progress)
@@ -173,7 +173,8 @@ def predict_file(
     """
     first = job.scan.files[0]
     volume = read_case(job.scan.files)
-    with tqdm(unit="slice", desc=job.scan.name, leave=False, delay=PATIENCE, disable=not progress) as bar:
+    hidden = None if progress else True  # None shows the bar on a terminal only
+    with tqdm(unit="slice", desc=job.scan.name, leave=False, delay=PATIENCE, disable=hidden) as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total
