@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from mednca.cases import find_cases
+from mednca.modelfile import load_model, save_model
 from mednca.nca import Backbone, MedNCAConfig
 from mednca.official import import_official
-from reproduce.official import CASE_TOLERANCE, MEASURES, score
+from reproduce.official import CASE_TOLERANCE, MEAN_TOLERANCE, MEASURES, score
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("MEDNCA_DATA") or ROOT.parent / "shared" / "data")
@@ -73,6 +74,12 @@ def test_a_step_equals_the_authors_on_exchanged_axes(tmp_path: Path) -> None:
     torch.testing.assert_close(stepped, expected, rtol=0, atol=2e-6)  # float32 rounding of sums of 8 x 9
 
 
+def test_an_imported_model_is_the_same_after_a_file(tmp_path: Path) -> None:
+    model = import_official(write_official(tmp_path / "official"))
+    stored = load_model(save_model(tmp_path / "a.safetensors", model))
+    assert (stored.hash, stored.config, stored.card) == (model.hash, model.config, model.card)
+
+
 def test_settings_become_ours(tmp_path: Path) -> None:
     config = import_official(write_official(tmp_path / "official")).config
     assert config.model == MedNCAConfig(channels=8, hidden=8, scales=(4, 1), steps=(4, 4), fire_rate=0.25)
@@ -90,10 +97,18 @@ def test_the_card_of_the_published_model_states_licence_and_source() -> None:
     assert "first 138 volumes" in model.card["notes"]
 
 
+def test_the_stored_result_over_all_cases_holds() -> None:
+    stored = json.loads((ROOT / "reproduce" / "results" / "official.json").read_text())
+    assert stored["cases"] == len(stored["scores"]) == 208 and stored["holds"]
+    expected = {"soft64": 0.8857, "hard64": 0.8963, "native": 0.8934}  # what came with the checkpoint
+    for name in MEASURES:
+        mean = sum(scores[name] for scores in stored["scores"].values()) / 208
+        assert mean == pytest.approx(stored["means"][name]["ours"], abs=1e-4)
+        assert mean == pytest.approx(expected[name], abs=MEAN_TOLERANCE)
+
+
 @needs_checkpoint
-@pytest.mark.skipif(
-    not TASK04.is_dir(), reason="Task04_Hippocampus is not there; MEDNCA_DATA names the data folder"
-)
+@pytest.mark.skipif(not TASK04.is_dir(), reason="Task04_Hippocampus is not there; see MEDNCA_DATA")
 def test_the_published_model_scores_what_it_is_known_to_score() -> None:
     """Four cases; reproduce/official.py does all, and its result is stored."""
     model = import_official(CHECKPOINT)

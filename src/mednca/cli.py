@@ -278,7 +278,7 @@ class Evaluate:
             labels=found.labels or None,
             progress=lambda c: tqdm(c, unit="scan", disable=True if self.quiet else None),
         )
-        told = {"model": str(self.model), "model_hash": model.hash, "device": self.device}
+        told: dict[str, Any] = {"model": str(self.model), "model_hash": model.hash, "device": self.device}
         told |= {"data": found.name, "fire_seed": self.seed, "trained_on": seen}
         report = replace(report, provenance=report.provenance | told)
         if self.json is not None:
