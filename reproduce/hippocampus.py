@@ -162,7 +162,7 @@ def page(model: ModelFile) -> str:
         "soft_dice": "soft Dice (the paper's; no threshold)",
     }
     rows = [
-        f"| {names[key]} | {row['mean']:.3f} | {row['sd']:.3f} | {row['ci95'][0]:.3f} to {row['ci95'][1]:.3f} |"
+        "| {} | {:.3f} | {:.3f} | {:.3f} to {:.3f} |".format(names[key], row["mean"], row["sd"], *row["ci95"])
         for key, row in scores.items()
         if key in names
     ]
@@ -191,8 +191,8 @@ def page(model: ModelFile) -> str:
             "",
             "## What it scores",
             "",
-            f"{scores['protocol']}. The model here was trained on all of them by the same recipe, so these are "
-            "the figures to expect on new people, not those of this very file.",
+            f"{scores['protocol']}. The model here was trained on all of them by the same recipe, so these "
+            "are the figures to expect on new people, not those of this very file.",
             "",
             "| | mean | sd | 95 % interval of the mean |",
             "|---|---|---|---|",
@@ -203,9 +203,9 @@ def page(model: ModelFile) -> str:
             "",
             "## Where it fails",
             "",
-            "It was trained on crops around the hippocampus at 1 mm. On a whole head, another contrast or another "
-            "organ it still draws something. `mednca predict` warns where spacing or field of view lie far "
-            "outside the training scans; it does not know other contrasts. The hippocampi are one class; "
+            "It was trained on crops around the hippocampus at 1 mm. On a whole head, another contrast or "
+            "another organ it still draws something. `mednca predict` warns where spacing or field of view "
+            "lie far outside the training scans; it does not know other contrasts. The hippocampi are one class; "
             "left and right, anterior and posterior are not told apart.",
             "",
         ]
