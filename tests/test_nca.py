@@ -7,6 +7,7 @@ steps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -338,7 +339,7 @@ def test_downscaling_by_an_even_factor_takes_the_mean_of_the_central_four(scale:
 
 
 @settings(deadline=None, max_examples=60)
-@given(scale=st.integers(1, 48), rows=st.integers(1, 12), columns=st.integers(1, 12))
+@given(scale=st.integers(1, 64), rows=st.integers(1, 12), columns=st.integers(1, 12))
 def test_downscaling_gives_the_size_divided_by_the_scale(scale: int, rows: int, columns: int) -> None:
     small_image = downscale(torch.zeros(1, 1, rows * scale, columns * scale), scale)
     assert small_image.shape == (1, 1, rows, columns)
@@ -389,7 +390,7 @@ def test_for_several_classes_probabilities_are_a_softmax_with_a_background_logit
         ({"classes": 0}, "classes"),
         ({"channels": 0}, "channels"),
         ({"hidden": 0}, "hidden"),
-        ({"channels": 4, "image_channels": 3, "classes": 2}, "image_channels \\+ classes = 5"),
+        ({"channels": 4, "image_channels": 3, "classes": 2}, "image_channels \\+ classes, here 3"),
         ({"perception": "sobel"}, "perception"),
         ({"scales": (), "steps": ()}, "steps"),
         ({"scales": (4, 1), "steps": (64,)}, "steps"),
@@ -419,3 +420,26 @@ def test_a_config_knows_what_size_an_image_must_have() -> None:
 def test_an_image_of_a_size_that_the_levels_cannot_divide_is_refused(size: Sequence[int]) -> None:
     with pytest.raises(ValueError, match="multiples of 4 and at least 8"):
         MedNCA(small())(torch.zeros(1, 1, *size), seed=0, items=torch.arange(1))
+
+
+def test_patches_outside_the_image_are_refused() -> None:
+    model = MedNCA(MedNCAConfig(channels=4, hidden=8, steps=(1, 1)))
+    image, items = torch.zeros(1, 1, 16, 16), torch.zeros(1, dtype=torch.int64)
+    for corner in ([-1, 0], [0, 9], [9, 0]):
+        with pytest.raises(ValueError, match="level 1 must lie inside"):
+            model(image, seed=0, items=items, patches=[(torch.tensor([corner]), (8, 8))])
+    model(image, seed=0, items=items, patches=[(torch.tensor([[8, 8]]), (8, 8))])
+    with pytest.raises(ValueError, match="steps must have 2 entries, got 1"):
+        model(image, seed=0, items=items, steps=(3,))
+
+
+def test_an_overflow_stays_in_the_cells_that_fired_and_out_of_the_image() -> None:
+    rule = Backbone(MedNCAConfig(channels=4, hidden=8))
+    torch.nn.init.constant_(rule.update_out.weight, math.inf)
+    torch.nn.init.constant_(rule.update_in.bias, 1.0)
+    state, fires = torch.rand(1, 4, 4, 4), torch.zeros(1, 4, 4, dtype=torch.bool)
+    fires[0, 0, 0] = True
+    after = rule.step(state, fires)
+    assert torch.equal(after[:, :1], state[:, :1])
+    assert torch.equal(after[:, :, 1:], state[:, :, 1:])
+    assert not torch.isfinite(after[0, 1:, 0, 0]).any()

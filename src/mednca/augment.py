@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ class TrainingCase:
     image: NDArray[np.float32]
     label: NDArray[np.uint8]
 
-    @property
+    @cached_property
     def foreground_slices(self) -> NDArray[np.int64]:
         """Numbers of the slices that hold foreground."""
         return np.flatnonzero(self.label.any(axis=(1, 2)))

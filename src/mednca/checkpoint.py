@@ -17,6 +17,8 @@ one.
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass, field
@@ -29,7 +31,7 @@ from torch import Tensor
 
 from mednca.config import RunConfig, from_dict, to_dict
 from mednca.errors import InputError
-from mednca.files import atomic_write
+from mednca.files import atomic_write, remove_leftovers
 
 FORMAT = "mednca-checkpoint"
 VERSION = 1
@@ -93,7 +95,7 @@ class RunFolder:
         if path.exists():
             if not force:
                 raise InputError(f"{path}: exists already; go on with --resume, start anew with --force")
-            if not path.is_dir() or (any(path.iterdir()) and not (path / "config.json").is_file()):
+            if not path.is_dir() or (any(path.iterdir()) and not _is_run(path)):
                 raise InputError(f"{path}: is not a run folder, so --force does not replace it")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,8 +113,11 @@ class RunFolder:
                 shutil.rmtree(old, ignore_errors=True)
             else:
                 temporary.replace(path)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+        _remove_folders_beside(path)
         return cls(path)
 
     @classmethod
@@ -122,11 +127,16 @@ class RunFolder:
         Raises:
             InputError: If it is none.
         """
-        if not (path / "config.json").is_file() or not (path / "split.json").is_file():
+        if not _is_run(path):
             raise InputError(
                 f"{path}: not a run folder (config.json and split.json expected); nothing to resume"
             )
         return cls(path)
+
+    def tidy(self) -> None:
+        """Remove what a killed training left half-written: temporary files in the folder and beside it."""
+        remove_leftovers(self.path)
+        _remove_folders_beside(self.path)
 
     def config(self) -> RunConfig:
         """The configuration that the run was started with."""
@@ -146,7 +156,10 @@ class RunFolder:
             raise InputError(f"{self.path / name}: cannot be read ({error})") from error
 
     def save(self, state: TrainState) -> None:
-        """State -> checkpoint, atomically."""
+        """State -> checkpoint, atomically; the lines of the log that it counts reach the disk first."""
+        if self.metrics.exists():
+            with self.metrics.open("ab") as file:
+                os.fsync(file.fileno())
         header = {"format": FORMAT, "version": VERSION}
         header |= {k: getattr(state, k) for k in _COUNTERS}
         tensors = {f"live.{k}": v for k, v in state.live.items()} | {
@@ -173,27 +186,67 @@ class RunFolder:
             raise InputError(
                 f"{path}: not a complete checkpoint ({error}); start anew with --force"
             ) from error
-        if header.get("format") != FORMAT or header.get("version", 0) > VERSION:
+        if not isinstance(header, dict) or header.get("format") != FORMAT:
+            raise InputError(f"{path}: not a checkpoint of mednca; start anew with --force")
+        if header.get("version") != VERSION:
             raise InputError(
-                f"{path}: expected {FORMAT} of version {VERSION} or older, got {header.get('version')}"
+                f"{path}: checkpoint format version must be {VERSION}, got {header.get('version')!r}; "
+                "go on with the mednca that wrote it, or start anew with --force"
             )
+        if missing := [name for name in _COUNTERS if name not in header]:
+            raise InputError(f"{path}: {missing[0]!r} is missing in this checkpoint; start anew with --force")
         state = TrainState(**{k: header[k] for k in _COUNTERS})
         for name, tensor in tensors.items():
-            part, key = name.split(".", 1)
+            part, _, key = name.partition(".")
             (state.live if part == "live" else state.good)[key] = tensor
         return state
 
     def log(self, entry: dict[str, Any], state: TrainState) -> None:
-        """One entry -> a line of metrics.jsonl."""
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+        """One entry -> a line of metrics.jsonl.
+
+        Raises:
+            InputError: If it cannot be written.
+        """
+        try:
+            with self.metrics.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            raise InputError(f"{self.metrics}: cannot be written ({error.strerror or error})") from error
         state.logged += 1
 
     def rewind_log(self, lines: int) -> list[dict[str, Any]]:
-        """Keep the first lines of the log, those that the checkpoint knows of; return them."""
-        kept = self.metrics.read_text().splitlines(keepends=True)[:lines] if self.metrics.exists() else []
+        """Keep the first lines of the log, those that the checkpoint knows of; return them.
+
+        Raises:
+            InputError: If the log lacks some of them or is damaged.
+        """
+        try:
+            stored = self.metrics.read_text() if self.metrics.exists() else ""
+            kept = stored.splitlines(keepends=True)[:lines]
+            entries = [json.loads(line) for line in kept]
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.metrics}: cannot be read ({error}); start anew with --force") from error
+        if len(kept) < lines:
+            raise InputError(
+                f"{self.metrics}: must have the {lines} lines that the checkpoint counts, got {len(kept)}; "
+                "start anew with --force"
+            )
         atomic_write(self.metrics, "".join(kept))
-        return [json.loads(line) for line in kept]
+        return entries
+
+
+def _is_run(path: Path) -> bool:
+    """Path -> True for a folder with what every run has from its first moment."""
+    return (path / "config.json").is_file() and (path / "split.json").is_file()
+
+
+def _remove_folders_beside(path: Path) -> None:
+    """Run folder -> what a killed `RunFolder.create` left beside it is gone: a new run not yet in its place,
+    or an old one already replaced. No other run's: the random part of the name holds no '-'."""
+    pattern = re.compile(rf"\.(part|old)-{re.escape(path.name)}-[a-z0-9_]{{8}}")
+    for beside in path.parent.iterdir():
+        if pattern.fullmatch(beside.name) and beside.is_dir():
+            shutil.rmtree(beside, ignore_errors=True)
 
 
 _COUNTERS = ("iteration", "attempt", "rate_factor", "logged", "good_iteration", "sentinel")

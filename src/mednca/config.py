@@ -7,6 +7,8 @@ is configuration; where (paths, device) is an argument.
 from __future__ import annotations
 
 import dataclasses
+import math
+import sys
 import types
 import typing
 from dataclasses import dataclass, field
@@ -50,8 +52,8 @@ class AugmentConfig:
         if any(axis not in (0, 1) for axis in self.flip):
             raise ValueError(f"flip must name in-plane axes 0 and 1, got {self.flip}")
         for name, value in dataclasses.asdict(self).items():
-            if name != "flip" and value < 0:
-                raise ValueError(f"{name} must be >= 0, got {value}")
+            if name != "flip" and not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be >= 0 and finite, got {value}")
 
 
 @dataclass(frozen=True)
@@ -103,14 +105,20 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         for name in ("warmup", "clip", "coarse_weight", "validate_every", "validation_cases"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be >= 0 and finite, got {getattr(self, name)}")
         if not 0 <= self.ema < 1 or not 0 <= self.foreground <= 1:
             raise ValueError(
                 f"ema must be in [0, 1) and foreground in [0, 1], got {self.ema} and {self.foreground}"
             )
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be > 0, got {self.learning_rate}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be > 0 and finite, got {self.learning_rate}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be two numbers in [0, 1), got {self.betas}")
+        if self.canvas is not None and (len(self.canvas) != 2 or min(self.canvas) < 1):
+            raise ValueError(f"canvas must be two numbers >= 1, got {self.canvas}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be >= 0, got {self.seed}")
         if self.schedule not in ("cosine", "exponential"):
             raise ValueError(f"schedule must be 'cosine' or 'exponential', got {self.schedule!r}")
         if self.patch is not None and self.patch < 2:
@@ -163,7 +171,10 @@ class RunConfig:
             raise ValueError(
                 f"labels must name the {self.model.classes} class(es) of the model, got {self.labels}"
             )
-        if len(set(self.values)) != self.model.classes or not all(0 < value < 256 for value in self.values):
+        if self.merge and self.model.classes != 1:
+            raise ValueError(f"merge makes one class of all labels, the model has {self.model.classes}")
+        different = len(set(self.values)) == len(self.values) == self.model.classes
+        if not different or not all(0 < value < 256 for value in self.values):
             raise ValueError(
                 f"values must be {self.model.classes} different numbers from 1 to 255, got {self.values}"
             )
@@ -175,8 +186,15 @@ class RunConfig:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Config -> plain dictionary, complete, ready for JSON."""
-    return dataclasses.asdict(config)
+    """Config -> plain dictionary, complete, ready for JSON, the same before and after it was stored.
+
+    A whole number given for a float becomes one, as it will when read back: hashes are taken of this.
+
+    Raises:
+        InputError: If a value does not have the type that its field says.
+    """
+    values = dataclasses.asdict(config)
+    return dataclasses.asdict(from_dict(type(config), values, type(config).__name__))
 
 
 def from_dict(kind: type[T], values: Any, where: str) -> T:
@@ -223,6 +241,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if origin is Literal and value in arguments:
         return value
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not abs(value) <= sys.float_info.max:
+            raise InputError(f"{where}: expected a finite number, got {value!r}")
         return float(value)
     if hint in (int, str, bool) and type(value) is hint:
         return value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -100,15 +100,19 @@ def class_numbers(label: Volume, config: RunConfig) -> Volume:
 
 
 def training_case(scan: LabelledScan, config: RunConfig) -> TrainingCase:
-    """Scan -> slices as the model sees them, with the classes of the model."""
+    """Scan -> slices as the model sees them, with the classes of the model.
+
+    Raises:
+        InputError: If the scan has another number of channels than the configuration says.
+    """
+    if scan.image.channels != config.preprocess.modalities:
+        raise InputError(
+            f"case {scan.id}: the configuration is for {config.preprocess.modalities} channel(s), "
+            f"got {scan.image.channels}"
+        )
     image = prepare_image(scan.image, config.preprocess)
     label = prepare_label(class_numbers(scan.label, config), config.preprocess, config.model.classes)
     return TrainingCase(scan.id, image, label)
-
-
-def merged(scan: LabelledScan) -> LabelledScan:
-    """Scan -> the same with all labels merged into 1."""
-    return replace(scan, label=scan.label.with_data((scan.label.data > 0).astype(np.uint8)))
 
 
 def scan_ranges(scans: Sequence[LabelledScan]) -> dict[str, list[list[float]]]:

@@ -46,7 +46,25 @@ def atomic_write(path: Path, content: bytes | str, *, force: bool = True) -> Pat
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+    _sync_folder(Path(path).parent)
     return Path(path)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files in a folder that a killed process could not remove itself."""
+    for path in folder.glob(".part-*"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a renaming in a folder durable, where the system can: Windows and some network disks cannot."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _umask() -> int:

@@ -84,7 +84,7 @@ class Learner:
         state.attempt += 1
         if state.attempt > ATTEMPTS:
             raise InputError(
-                f"training failed {ATTEMPTS} times (last: {verdict}); lower --learning-rate, "
+                f"training failed {state.attempt} times (last: {verdict}); lower --learning-rate, "
                 "check the data with 'mednca doctor'"
             )
         if verdict == "stuck" or not state.good:
@@ -105,14 +105,17 @@ class Learner:
         """Weights, running means and moments by name, copied."""
         named = {f"weights.{k}": v for k, v in self.model.state_dict().items()}
         named |= {f"mean.{k}": v for k, v in self.mean.state_dict().items()}
-        for (name, _), moments in zip(
-            self.model.named_parameters(), self.optimizer.state_dict()["state"].values(), strict=False
-        ):
-            named |= {f"{part}.{name}": torch.as_tensor(value) for part, value in moments.items()}
+        moments = self.optimizer.state_dict()["state"]  # by number; empty before the first step
+        for number, (name, _) in enumerate(self.model.named_parameters()):
+            named |= {f"{p}.{name}": torch.as_tensor(value) for p, value in moments.get(number, {}).items()}
         return {name: tensor.detach().cpu().clone() for name, tensor in named.items()}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of `tensors`."""
+        """The inverse of `tensors`.
+
+        Raises:
+            InputError: If they are not those of this model.
+        """
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix + "."): v for k, v in tensors.items() if k.startswith(prefix + ".")}
@@ -121,15 +124,18 @@ class Learner:
             self.model.load_state_dict(part("weights"))
             self.mean.load_state_dict(part("mean"))
         except RuntimeError as error:
-            raise InputError(f"checkpoint does not fit the configuration of its run ({error})") from error
+            reason = " ".join(str(error).split())
+            raise InputError(f"checkpoint does not fit the configuration of its run ({reason})") from error
         stored = self.optimizer.state_dict()
-        names = [name for name, _ in self.model.named_parameters()]
         moments = {p: part(p) for p in ("step", "exp_avg", "exp_avg_sq")}
-        stored["state"] = {
-            i: {p: values[name].clone() for p, values in moments.items()}
-            for i, name in enumerate(names)
-            if name in moments["step"]
-        }
+        stored["state"] = {}
+        for number, (name, weight) in enumerate(self.model.named_parameters()):
+            shapes = {p: values[name].shape for p, values in moments.items() if name in values}
+            if not shapes:
+                continue
+            if shapes != {"step": torch.Size(), "exp_avg": weight.shape, "exp_avg_sq": weight.shape}:
+                raise InputError(f"checkpoint does not fit the configuration of its run (moments of {name})")
+            stored["state"][number] = {p: values[name].clone() for p, values in moments.items()}
         self.optimizer.load_state_dict(stored)
 
     def snapshot(self) -> TrainState:

@@ -64,8 +64,9 @@ class ModelFile:
 
     def build(self) -> MedNCA:
         """The model itself, with these weights, ready for inference."""
-        model = MedNCA(self.config.model)
-        model.load_state_dict(self.weights)
+        with torch.device("meta"):  # no memory, and no draw from torch's global generator
+            model = MedNCA(self.config.model)
+        model.to_empty(device="cpu").load_state_dict(self.weights)
         return model.eval().requires_grad_(False)
 
 
@@ -92,7 +93,10 @@ def load_model(source: str | Path) -> ModelFile:
     header, weights = _read(path)
     config = from_dict(RunConfig, header.get("config"), f"{path}: config")
     card = header.get("card", {})
-    expected = MedNCA(config.model).state_dict()
+    if not isinstance(card, dict):
+        raise InputError(f"{path}: card: expected a table, got {type(card).__name__}")
+    with torch.device("meta"):  # shapes alone: a header may ask for more than there is memory
+        expected = MedNCA(config.model).state_dict()
     for name, tensor in expected.items():
         if name not in weights:
             raise InputError(f"{path}: weights {name!r} are missing; get the file again")
@@ -101,6 +105,8 @@ def load_model(source: str | Path) -> ModelFile:
                 f"{path}: weights {name!r} must have shape {tuple(tensor.shape)}, "
                 f"got {tuple(weights[name].shape)}"
             )
+        if weights[name].dtype != torch.float32:
+            raise InputError(f"{path}: weights {name!r} must be float32, got {weights[name].dtype}")
         if not torch.isfinite(weights[name]).all():
             raise InputError(f"{path}: weights {name!r} are not finite; get the file again")
     unknown = sorted(set(weights) - set(expected))
@@ -159,9 +165,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ) from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise InputError(f"{path}: not a mednca model (expected format {FORMAT!r} in its header)")
-    if not isinstance(header.get("version"), int) or header["version"] > VERSION:
+    if type(header.get("version")) is not int or header["version"] < 1:
+        raise InputError(f"{path}: model format version must be a number >= 1, got {header.get('version')!r}")
+    if header["version"] > VERSION:
         raise InputError(
-            f"{path}: model format version {header.get('version')} is newer than this mednca reads "
+            f"{path}: model format version {header['version']} is newer than this mednca reads "
             f"({VERSION}); upgrade with 'pip install -U mednca'"
         )
     return header, weights

@@ -111,6 +111,14 @@ class Window:
         columns = origins[:, 1].view(-1, 1, 1) + torch.arange(size[1], device=items.device).view(1, 1, -1)
         return cls(items.view(-1, 1, 1), rows, columns)
 
+    def check_inside(self, around: Window, factor: int, level: int) -> None:
+        """Raise ValueError if a cell lies outside `around`, whose cells are coarser by `factor`."""
+        pairs = {"rows": (self.rows, around.rows), "columns": (self.columns, around.columns)}
+        for name, (inner, outer) in pairs.items():
+            low, high = outer.amin(dim=(1, 2)) * factor, (outer.amax(dim=(1, 2)) + 1) * factor
+            if (inner.amin(dim=(1, 2)) < low).any() or (inner.amax(dim=(1, 2)) >= high).any():
+                raise ValueError(f"patches of level {level} must lie inside level {level - 1}; {name} do not")
+
     def cut(self, grid: Tensor, scale: int = 1) -> Tensor:
         """Grid (B, C, H, W), coarser than the window by `scale` -> its cells under the window, repeated
         (nearest)."""
@@ -146,16 +154,14 @@ class Backbone(nn.Module):
 
     def update(self, perception: Tensor) -> Tensor:
         """Perception (B, 3n, H, W) -> residual (B, n, H, W), zero on the image channels."""
+        image = self.config.image_channels
         hidden = F.relu(self.update_in(perception.movedim(1, -1)))
-        residual: Tensor = self.update_out(hidden).movedim(-1, 1)
-        changes = torch.ones(self.config.channels, dtype=residual.dtype, device=residual.device)
-        changes[: self.config.image_channels] = 0
-        return residual * changes.view(1, -1, 1, 1)
+        residual = F.linear(hidden, self.update_out.weight[image:])
+        return F.pad(residual, (image, 0)).movedim(-1, 1)
 
     def step(self, state: Tensor, fires: Tensor) -> Tensor:
         """State (B, n, H, W) and fire mask bool (B, H, W) -> the next state."""
-        residual: Tensor = self.update(self.perceive(state))
-        return state + residual * fires.unsqueeze(1).to(state.dtype)
+        return torch.where(fires.unsqueeze(1), state + self.update(self.perceive(state)), state)
 
 
 #: A way to run a rule: rule, state (B, n, H, W), key, window, steps -> state after the steps.
@@ -211,6 +217,11 @@ class MedNCA(nn.Module):
                 f"image height and width must be multiples of {config.multiple} and at least "
                 f"{config.smallest}, got {height} x {width}"
             )
+        counts = config.steps if steps is None else tuple(steps)
+        if len(counts) != len(config.steps):
+            raise ValueError(f"steps must have {len(config.steps)} entries, got {len(counts)}")
+        if patches is not None and len(patches) != len(config.steps) - 1:
+            raise ValueError(f"patches must have {len(config.steps) - 1} entries, got {len(patches)}")
         outputs: list[tuple[Tensor, Window]] = []
         for level, (rule, scale) in enumerate(zip(self.levels, config.scales, strict=True)):
             assert isinstance(rule, Backbone)
@@ -220,12 +231,13 @@ class MedNCA(nn.Module):
                 state = rule.seed(sharp)
             else:
                 coarse, around = outputs[-1]
+                factor = config.scales[level - 1] // scale
                 if patches is not None:
                     window = Window.at(items, *patches[level - 1])
-                state = lift(coarse, around, window, config.scales[level - 1] // scale)
+                    window.check_inside(around, factor, level)
+                state = lift(coarse, around, window, factor)
                 state = torch.cat([window.cut(sharp), state[:, config.image_channels :]], dim=1)
-            count = config.steps[level] if steps is None else steps[level]
-            outputs.append((run(rule, state, FireKey(seed, level), window, count), window))
+            outputs.append((run(rule, state, FireKey(seed, level), window, counts[level]), window))
         return outputs
 
     def logits(self, state: Tensor) -> Tensor:
@@ -238,7 +250,8 @@ def downscale(image: Tensor, scale: int) -> Tensor:
     centre: for scale 4 the mean of the central 2 x 2 of each block."""
     if scale == 1:
         return image
-    return F.interpolate(image, scale_factor=1 / scale, mode="bilinear", align_corners=False)
+    size = (image.shape[-2] // scale, image.shape[-1] // scale)
+    return F.interpolate(image, size, mode="bilinear", align_corners=False)
 
 
 def lift(coarse: Tensor, around: Window, window: Window, factor: int) -> Tensor:

@@ -90,19 +90,30 @@ def recipe(name: str, data: Fingerprint) -> RunConfig:
     """Name and fingerprint -> configuration.
 
     Raises:
-        InputError: If there is no such recipe.
+        InputError: If there is no such recipe, or it does not fit the data.
     """
     if name not in RECIPES:
         raise InputError(f"recipe {name!r} is not known; choose one of {', '.join(RECIPES)}")
-    return RECIPES[name](data)
+    try:
+        return RECIPES[name](data)
+    except ValueError as error:
+        raise InputError(f"recipe {name!r} does not fit {data.modalities} channel(s): {error}") from error
 
 
 def with_classes(config: RunConfig, labels: dict[int, str]) -> RunConfig:
     """Configuration and labels (value -> name) -> the same with a class for each label instead of one for
-    all."""
-    model = replace(config.model, classes=len(labels))
+    all.
+
+    Raises:
+        InputError: If the model has no room for so many, or a value is no class number.
+    """
     values = tuple(sorted(labels))
-    return replace(config, labels=tuple(labels[v] for v in values), values=values, merge=False, model=model)
+    names = tuple(labels[value] for value in values)
+    try:
+        model = replace(config.model, classes=len(values))
+        return replace(config, labels=names, values=values, merge=False, model=model)
+    except ValueError as error:
+        raise InputError(f"labels {', '.join(names)}: cannot have a class each: {error}") from error
 
 
 def slice_axis(data: Fingerprint) -> int:

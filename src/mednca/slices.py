@@ -62,7 +62,8 @@ class PreprocessConfig:
             raise ValueError(f"normalise must be 'volume' or 'slice', got {self.normalise!r}")
         if self.size is not None and (len(self.size) != 2 or min(self.size) < 2):
             raise ValueError(f"size must be two numbers >= 2, got {self.size}")
-        if self.spacing is not None and (len(self.spacing) != 2 or not min(self.spacing) > 0):
+        spacing = (1.0, 1.0) if self.spacing is None else self.spacing
+        if len(spacing) != 2 or not all(0 < step < np.inf for step in spacing):
             raise ValueError(f"spacing must be two numbers > 0 (mm), got {self.spacing}")
 
     @property
@@ -219,5 +220,6 @@ def resize_matrix(old: int, new: int, kernel: Literal["linear", "cubic"]) -> Arr
 
 
 def nearest(old: int, new: int) -> NDArray[np.int64]:
-    """Lengths -> int64 (new,): the old pixel that each new pixel's centre falls into."""
+    """Lengths -> int64 (new,): the old pixel that each new pixel's first corner falls into, which is what the
+    authors' code gets from OpenCV (INTER_NEAREST)."""
     return np.minimum(np.arange(new) * old // new, old - 1)

@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -77,44 +78,69 @@ def train(
             configuration.
     """
     check_device(device)
+    if folds < 0 or folds == 1:
+        raise InputError(f"folds must be 0 (one run) or at least 2, got {folds}")
+    if fold is not None and not folds:
+        raise InputError(f"fold {fold} needs the number of folds; give --folds too")
     if fold is not None and not 0 <= fold < folds:
         raise InputError(f"fold must be from 0 to {folds - 1} for {folds} folds, got {fold}")
     if not 0 <= validation <= 0.5:
         raise InputError(f"validation must be a share from 0 to 0.5, got {validation}")
     if not resume and not force and folds == 0 and out.exists():
         raise InputError(f"{out}: exists already; go on with --resume, start anew with --force")
+    if folds and (out / "config.json").exists():
+        raise InputError(f"{out}: is a single run; choose another folder for a cross-validation")
     if not progress:
         scans = load_scans(cases.cases)
     else:
         scans = load_scans(cases.cases, lambda c: tqdm(c, desc="reading", unit="scan", disable=len(c) < 20))
     config = configure(fingerprint(cases, scans))
     if folds:
-        parts = {f"fold_{i}": ids for i, ids in enumerate(split_folds(cases, folds, config.train.seed))}
-        chosen = [f"fold_{fold}"] if fold is not None else list(parts)
-        runs = {out / name: parts[name] for name in chosen}
+        parts = {out / f"fold_{i}": ids for i, ids in enumerate(split_folds(cases, folds, config.train.seed))}
     else:
-        share = round(1 / validation) if validation else 0
-        runs = {out: split_folds(cases, share, config.train.seed)[0] if share else []}
-    reports = []
-    for path, held_out in runs.items():
-        split = {
+        parts = {out: held_out_cases(cases, validation, config.train.seed)}
+    splits = {
+        path: {
             "data": cases.name,
             "grouping": cases.grouping,
             "folds": folds,
             "seed": config.train.seed,
             "training": [scan.id for scan in scans if scan.id not in held_out],
-            "validation": list(held_out),
+            "validation": held_out,
         }
-        run = open_run(path, config, split, resume=resume, force=force)
-        reports.append(finish(run, cases, scans, device=device, engine=engine, progress=progress))
+        for path, held_out in parts.items()
+    }
+    chosen = list(splits) if fold is None else [out / f"fold_{fold}"]
+    # All folders are opened before the first is trained: one that is in the way is told now, not hours later.
+    runs = [open_run(path, config, splits[path], resume=resume, force=force) for path in chosen]
+    if folds and force:
+        (out / "report.json").unlink(missing_ok=True)
+    reports = [finish(run, cases, scans, device=device, engine=engine, progress=progress) for run in runs]
     if not folds:
         return reports[0]
-    finished = {name: RunFolder(out / name).report for name in parts}
+    finished = {path.name: RunFolder(path).report for path in splits}
     if not all(path.is_file() for path in finished.values()):
+        return None
+    try:
+        for path, split in splits.items():
+            check_same(RunFolder.open(path), config, split)
+    except InputError as error:
+        logger.warning("the folds are not merged into one report: %s", error)
         return None
     report = merge_reports({name: Report.from_json(path.read_text()) for name, path in finished.items()})
     report.write(out / "report.json", force=True)
     return report
+
+
+def held_out_cases(cases: CaseSet, share: float, seed: int) -> list[str]:
+    """Cases and a share of them -> ids of about as many, sorted, whole groups; none for 0, else at least one
+    group."""
+    if not share:
+        return []
+    groups = max(2, len({case.group for case in cases.cases}))
+    part = max(Fraction(share).limit_denominator(groups), Fraction(1, groups))
+    folds = split_folds(cases, part.denominator, seed)
+    return sorted(name for fold in folds[: part.numerator] for name in fold)
 
 
 def open_run(path: Path, config: RunConfig, split: dict[str, Any], *, resume: bool, force: bool) -> RunFolder:
@@ -126,19 +152,25 @@ def open_run(path: Path, config: RunConfig, split: dict[str, Any], *, resume: bo
     if not resume or not path.exists():
         return RunFolder.create(path, config, split, force=force)
     run = RunFolder.open(path)
+    check_same(run, config, split)
+    run.tidy()
+    return run
+
+
+def check_same(run: RunFolder, config: RunConfig, split: dict[str, Any]) -> None:
+    """Raise InputError for a run that was started with another configuration or on another split."""
     stored, wanted = flat(to_dict(run.config())), flat(to_dict(config))
     for name, value in stored.items():
         if wanted[name] != value:
             raise InputError(
-                f"{path}: was started with {name} = {value}, now asked for {wanted[name]}; give the same "
+                f"{run.path}: was started with {name} = {value}, now asked for {wanted[name]}; give the same "
                 "options to resume, or --force to start anew"
             )
     if run.split() != split:
         raise InputError(
-            f"{path}: was started on other cases or another split; give the same data and --group to resume, "
-            "or --force to start anew"
+            f"{run.path}: was started on other cases or another split; give the same data and --group to "
+            "resume, or --force to start anew"
         )
-    return run
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -181,9 +213,9 @@ def finish(
     predictor = Predictor(model, device, engine=engine, probability=True)
     bar = (lambda c: tqdm(c, desc="judging", unit="scan")) if progress else None
     report = evaluate(predictor, [scan.case for scan in held_out], labels=cases.labels or None, progress=bar)
-    report.write(run.report, force=True)
     scores = {"dice": report.summary["merged"]["dice"], "cases": split["validation"]}
     save_model(run.model, ModelFile(model.config, model.weights, model.card | {"scores": scores}))
+    report.write(run.report, force=True)  # last: it marks the run as complete
     return report
 
 
@@ -222,8 +254,7 @@ def fit(
     state.sentinel = state.sentinel or asdict(new_sentinel(settings))
     learner = Learner(config, state, device)
     lines = run.rewind_log(state.logged)
-    best = max((e["dice"] for e in lines if e["kind"] == "validation"), default=math.nan)
-    dice = best
+    dice = next((e["dice"] for e in reversed(lines) if e["kind"] == "validation"), math.nan)
     bar = tqdm(
         total=settings.iterations,
         initial=state.iteration,
@@ -248,8 +279,8 @@ def fit(
                 event = learner.recover(verdict)
                 entry = {"kind": "event", "iteration": iteration, "attempt": state.attempt, **event}
                 run.log(entry, state)
+                bar.clear()
                 logger.warning("%s: %s at iteration %d: %s", run.path, verdict, iteration, event["event"])
-                bar.write(f"{run.path.name}: {verdict} at iteration {iteration}; {event['event']}")
                 run.save(learner.snapshot())
                 bar.n = state.iteration
                 continue
@@ -266,13 +297,9 @@ def fit(
                 run.log(entry, state)
                 for name in ("loss", "dice", "gradient_norm"):
                     board.add_scalar(f"train/{name}", measured[name], iteration)
-            every = settings.validate_every
-            if (
-                validation
-                and every
-                and (state.iteration % every == 0 or state.iteration == settings.iterations)
-            ):
-                looked_at = validation[: settings.validation_cases]
+            every = settings.validate_every or settings.iterations
+            looked_at = validation[: settings.validation_cases]
+            if looked_at and (state.iteration % every == 0 or state.iteration == settings.iterations):
                 dice = validate(learner.model_file(card), looked_at, device, engine)
                 run.log({"kind": "validation", "iteration": state.iteration, "dice": round(dice, 6)}, state)
                 board.add_scalar("validation/dice", dice, state.iteration)
