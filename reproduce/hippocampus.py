@@ -205,8 +205,8 @@ def page(model: ModelFile) -> str:
             "",
             "It was trained on crops around the hippocampus at 1 mm. On a whole head, another contrast or "
             "another organ it still draws something. `mednca predict` warns where spacing or field of view "
-            "lie far outside the training scans; it does not know other contrasts. The hippocampi are one class; "
-            "left and right, anterior and posterior are not told apart.",
+            "lie far outside the training scans; it does not know other contrasts. The hippocampi are one "
+            "class; left and right, anterior and posterior are not told apart.",
             "",
         ]
     )
