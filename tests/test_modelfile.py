@@ -75,6 +75,13 @@ def test_building_and_loading_leave_torchs_generator_alone(tmp_path: Path) -> No
     assert all(torch.equal(built.state_dict()[n], t) for n, t in model_file().weights.items())
 
 
+def test_the_header_is_json_that_every_reader_knows(tmp_path: Path) -> None:
+    card = {"scores": {"dice": {"ci95": [float("nan"), 0.5], "max": float("inf")}}}
+    path = save_model(tmp_path / "a.safetensors", model_file(**card))
+    assert b"NaN" not in path.read_bytes()
+    assert load_model(path).card == {"scores": {"dice": {"ci95": [None, 0.5], "max": None}}}
+
+
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.5, 0.999])
 def test_a_file_cut_off_anywhere_is_refused(tmp_path: Path, share: float) -> None:
     content = save_model(tmp_path / "whole.safetensors", model_file()).read_bytes()

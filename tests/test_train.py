@@ -150,10 +150,10 @@ def kill_and_resume(folder: Path, kills: int, iterations: int) -> None:
         _, said = process.communicate()
         assert process.returncode == 0, said.decode()
 
-    finish(start("whole"))
-    rng, out = random.Random(0), folder / "killed"
+    finish(start("whole/run"))  # the model is named after its folder: both are "run"
+    rng, out = random.Random(0), folder / "killed" / "run"
     for _ in range(kills):
-        process = start("killed", "--resume")
+        process = start("killed/run", "--resume")
         before = (out / "metrics.jsonl").stat().st_mtime_ns if (out / "metrics.jsonl").exists() else 0
         while process.poll() is None:  # starting takes seconds: wait for the training to write, then a moment
             if (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").stat().st_mtime_ns != before:
@@ -170,10 +170,10 @@ def kill_and_resume(folder: Path, kills: int, iterations: int) -> None:
             if run.model.exists():
                 load_model(out)
     (out / ".part-abcdefgh-model.safetensors").write_text("as a kill in the middle of writing leaves it")
-    finish(start("killed", "--resume"))
-    assert product(RunFolder(out)) == product(RunFolder(folder / "whole"))
+    finish(start("killed/run", "--resume"))
+    assert product(RunFolder(out)) == product(RunFolder(folder / "whole" / "run"))
     assert (out / "report.json").exists()
-    assert not [p.name for p in [*out.iterdir(), *folder.iterdir()] if p.name.startswith(".")]
+    assert not [p.name for p in [*out.iterdir(), *out.parent.iterdir()] if p.name.startswith(".")]
 
 
 def test_kill_9_changes_no_bit(tmp_path: Path) -> None:
