@@ -145,7 +145,7 @@ def test_info_tells_what_a_user_must_know(world: Path, capsys: pytest.CaptureFix
         "the makers",
         "not a medical device",
         "spacing 1 x 1 x 2-3 mm",
-        "not finished (iteration 1234 of 4000)",
+        "not finished (iteration 1234 of 5000)",
     ):
         assert told in " ".join(out.split()), told
 

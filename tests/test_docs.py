@@ -251,6 +251,7 @@ def run_all(lines: Sequence[tuple[str, list[str]]]) -> None:
     """(where, words) of mednca commands -> each run in turn: exit status 0, and what it names is written."""
     for where, words in lines:
         said = io.StringIO()
+        words = words[: words.index(">")] if ">" in words else words  # the shell's part
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             status = status_of(words[1:])
         told = f"{where}: $ {' '.join(words)}\n{said.getvalue()}"

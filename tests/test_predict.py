@@ -230,7 +230,7 @@ def test_an_unfinished_training_is_told_in_every_report(tmp_path: Path) -> None:
     model = tiny_model(card={"finished": False, "iterations": 100})
     path = write_nifti(tmp_path / "a.nii.gz", voxels())
     (report,) = predict_files(Predictor(model), [path], tmp_path / "m.nii.gz")
-    assert report["warnings"] == ["the training of this model is not finished (iteration 100 of 4000)"]
+    assert report["warnings"] == ["the training of this model is not finished (iteration 100 of 5000)"]
 
 
 MEASURE = """

@@ -430,7 +430,7 @@ def test_what_cannot_be_trained_is_refused(cases: CaseSet, tmp_path: Path) -> No
         ({"fold": 1}, "fold 1 needs the number of folds"),
         ({"folds": 3, "fold": 3}, "fold must be from 0 to 2"),
         ({"validation": 0.6}, "validation must be a share from 0 to 0.5"),
-        ({"device": "tpu"}, "device must be 'cpu' or 'cuda'"),
+        ({"device": "tpu"}, "device must be 'cpu', 'cuda'"),
     ):
         with pytest.raises(InputError, match=message):
             quick_train(cases, tmp_path / "run", **options)

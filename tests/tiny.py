@@ -40,6 +40,7 @@ def tiny_model(
         "tiny",
         labels=names,
         values=tuple(range(1, classes + 1)),
+        merge=classes == 1,
         model=config,
         preprocess=PreprocessConfig(modalities=modalities, context=context, **preprocess),
         predict=PredictConfig(),
