@@ -7,6 +7,7 @@ trains what is not there yet (about 20 minutes of one core per training; a stopp
     reproduce/results/hippocampus_oof.json   every case's scores by the model that has not seen its person
     reproduce/results/hippocampus_curves.png the five curves
     src/mednca/models/hippocampus.safetensors   the model trained on all cases, with its card
+    src/mednca/models/hippocampus.md            the card as a page
 
 Folds may be trained side by side beforehand, one process each:
 
@@ -27,7 +28,7 @@ from matplotlib.figure import Figure
 
 from mednca import __version__
 from mednca.cases import find_cases
-from mednca.files import replacing
+from mednca.files import atomic_write, replacing
 from mednca.modelfile import SHIPPED, ModelFile, load_model, save_model
 from mednca.recipes import native
 from mednca.report import Report
@@ -77,7 +78,9 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     report.write(RESULTS / "hippocampus_oof.json", force=True)
     draw(folds)
-    save_model(SHIPPED / "hippocampus.safetensors", with_card(load_model(final), report))
+    model = with_card(load_model(final), report)
+    save_model(SHIPPED / "hippocampus.safetensors", model)
+    atomic_write(SHIPPED / "hippocampus.md", page(model))
     print(report.table())
     print(json.dumps(told["minutes"]))
 
@@ -144,6 +147,69 @@ def with_card(model: ModelFile, report: Report) -> ModelFile:
         row = summary[name]
         scores[name] = {key: row[key] for key in ("mean", "sd", "ci95", "min")}
     return replace(model, card=model.card | CARD | {"scores": scores})
+
+
+def page(model: ModelFile) -> str:
+    """Model with its card -> the card as Markdown."""
+    card, config, scores = model.card, model.config, model.card["scores"]
+    names = {
+        "dice": "Dice",
+        "iou": "IoU",
+        "nsd": "NSD within 1 mm",
+        "hd95_mm": "HD95, mm",
+        "assd_mm": "ASSD, mm",
+        "volume_error": "volume error, relative",
+        "soft_dice": "soft Dice (the paper's; no threshold)",
+    }
+    rows = [
+        "| {} | {:.3f} | {:.3f} | {:.3f} to {:.3f} |".format(names[key], row["mean"], row["sd"], *row["ci95"])
+        for key, row in scores.items()
+        if key in names
+    ]
+    least = scores["dice"]["min"]
+    low, high = card["fingerprint"]["size_mm"]
+    size = " x ".join(f"{a:.0f}-{b:.0f}" for a, b in zip(low, high, strict=True))
+    axis = ("sagittal", "coronal", "axial")[config.preprocess.axis]
+    return "\n".join(
+        [
+            f"# {card['name']}",
+            "",
+            f"{card['description']}. **Not a medical device.**",
+            "",
+            "| | |",
+            "|---|---|",
+            f"| model | Med-NCA, {model.parameters:,} parameters, {len(config.model.scales)} levels of "
+            f"{config.model.steps[0]} steps, hash `{model.hash}` |",
+            f"| input | one T1 channel, 1 mm; {axis} slices with one neighbour on each side |",
+            f"| trained on | {len(card['training_cases'])} volumes, field of view {size} mm (axes R, A, S) |",
+            f"| data | {card['data']} |",
+            f"| licence | {card['licence']} |",
+            f"| attribution | {card['attribution']} |",
+            f"| intended use | {card['intended_use']} |",
+            f"| training | recipe `{config.recipe}`, {config.train.iterations:,} iterations of "
+            f"{config.train.batch_size} slices, seed {config.train.seed} |",
+            "",
+            "## What it scores",
+            "",
+            f"{scores['protocol']}. The model here was trained on all of them by the same recipe, so these "
+            "are the figures to expect on new people, not those of this very file.",
+            "",
+            "| | mean | sd | 95 % interval of the mean |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+            f"The worst of the {scores['cases']} cases has Dice {least:.3f}. Every case is in "
+            "`reproduce/results/hippocampus_oof.json`; the command is in `reproduce/hippocampus.py`.",
+            "",
+            "## Where it fails",
+            "",
+            "It was trained on crops around the hippocampus at 1 mm. On a whole head, another contrast or "
+            "another organ it still draws something. `mednca predict` warns where spacing or field of view "
+            "lie far outside the training scans; it does not know other contrasts. The hippocampi are one "
+            "class; left and right, anterior and posterior are not told apart.",
+            "",
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -1,25 +1,53 @@
-"""What README and docs say holds: every command parses, every link leads somewhere.
+"""What README and docs say holds: every command runs, every link leads somewhere.
 
-Commands stand in fenced `console` blocks behind a `$ ` prompt; a backslash at the end continues a line.
+Commands stand in fenced `console` blocks behind a `$ ` prompt; a backslash at the end continues a line. The
+mednca commands of a page run one after the other, in a folder that holds what `write_inputs` writes, with
+tiny models and scans.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
+import json
 import re
+import runpy
 import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
+import SimpleITK
+import torch
+
+from mednca import cli, modelfile, synthetic
+from mednca.config import RunConfig
+from mednca.nca import MedNCA
+from mednca.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 #: Other programs that a page may call. Whatever else stands behind a prompt is a mistake or needs a test.
 FOREIGN = {"git", "cd", "pip", "python", "python3", "tensorboard", "export", "."}
-NO_CLI = importlib.util.find_spec("mednca.cli") is None
+#: Pages that begin where a model has been trained already, in runs/mine.
+WITH_RUN = {"docs/how-to/predict.md", "docs/how-to/resume-and-cross-validate.md"}
+#: What is called by hand: every script here but the modules that others import.
+SCRIPTS = [
+    path
+    for folder in ("reproduce", "benchmarks")
+    for path in sorted((ROOT / folder).glob("*.py"))
+    if "__main__" in path.read_text(encoding="utf-8")
+]
 
 
 def commands() -> list[tuple[str, list[str]]]:
@@ -54,40 +82,234 @@ def words_of(*programs: str) -> list[object]:
 @cache
 def help_of(*subcommand: str) -> str:
     """Words of a sub-command -> what `mednca ... --help` prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        status = status_of([*subcommand, "--help"])
+    assert status == 0, f"mednca {' '.join(subcommand)} --help: exit status {status}"
+    return out.getvalue()
+
+
+def options_of_help(text: str) -> set[str]:
+    """Text of a help page -> the options that it has a row for."""
+    rows = re.findall(r"^[│ ] (-.*?)(?:  |│|$)", text, flags=re.M)
+    return {option for row in rows for option in re.findall(r"(?<![\w-])--?[a-z][\w-]*", row)}
+
+
+def options_of_table(text: str) -> set[str]:
+    """Text of a section of the reference -> the options in the first column of its table."""
+    rows = re.findall(r"^\| ((?:[^|\\]|\\.)*) \|", text, flags=re.M)
+    return {option for row in rows for option in re.findall(r"(?<![\w-])--?[a-z][\w-]*", row)}
+
+
+def status_of(words: Sequence[str]) -> int:
+    """Words of a mednca command -> its exit status, run in this process.
+
+    Skips the test where the command needs a module of mednca that is not written yet.
+    """
+    try:
+        cli.main(words)
+    except SystemExit as end:
+        return int(end.code or 0)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("mednca."):
+            pytest.skip(f"mednca {words[0]} needs {error.name}, which is not there yet")
+        raise
+    raise AssertionError("main must end with an exit status")
+
+
+# ---- The reference and --help ----
+
+
+def test_mednca_runs_as_a_module_and_names_every_command() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "mednca", *subcommand, "--help"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "mednca", "--help"], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, f"mednca {' '.join(subcommand)} --help: {done.stderr}"
-    return done.stdout
+    assert done.returncode == 0, done.stderr
+    assert not [name for name in cli.COMMANDS if name not in done.stdout]
 
 
-def options_of(text: str) -> set[str]:
-    """Text of a help page -> the options that it names."""
-    return set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", text))
-
-
-@pytest.mark.skipif(NO_CLI, reason="the command line (mednca.cli) is not written yet")
-@pytest.mark.parametrize("words", words_of("mednca"))
-def test_a_mednca_command_of_the_docs_parses(words: list[str]) -> None:
-    options = {word.split("=")[0] for word in words[1:] if re.match(r"--?[a-zA-Z]", word)}
-    if words[1].startswith("-"):
-        assert options <= options_of(help_of()) | {"--help"}
-        return
-    assert words[1] in help_of(), f"there is no command {words[1]!r}"
-    assert options <= options_of(help_of(words[1])) | {"--help"}
-
-
-@pytest.mark.skipif(NO_CLI, reason="the command line (mednca.cli) is not written yet")
-def test_the_reference_has_every_option_of_every_command() -> None:
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_the_reference_lists_exactly_the_options_of_a_command(name: str) -> None:
     page = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
     sections = dict(re.findall(r"^## mednca ([\w-]+)\n(.*?)(?=^## |\Z)", page, flags=re.M | re.S))
-    for name, section in sections.items():
-        missing = options_of(help_of(name)) - options_of(section) - {"-h", "--help"}
-        # The other half of a switch (--no-...) and a short form go without saying.
-        missing = {option for option in missing if option.startswith("--") and not option.startswith("--no-")}
-        assert not missing, (
-            f"docs/reference/cli.md does not tell of mednca {name} {', '.join(sorted(missing))}"
+    assert sections.keys() == cli.COMMANDS.keys()
+    there = options_of_help(help_of(name)) - {"-h", "--help"}
+    told = options_of_table(sections[name])
+    assert there, "no option found: is the pattern still right?"
+    assert not there - told, f"docs/reference/cli.md lacks options of mednca {name}"
+    assert not told - there, f"docs/reference/cli.md has options that mednca {name} does not"
+
+
+def test_the_reference_names_exactly_the_recipes() -> None:
+    page = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
+    (row,) = re.findall(r"^\| `--recipe NAME` \|(.*)$", page, flags=re.M)
+    assert set(re.findall(r"`(\w+)`", row)) == RECIPES.keys()
+
+
+# ---- The commands run ----
+
+
+def scan(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Seed -> image float32 (16, 20, 6) with a two-part organ, label uint8 and affine, as of a phantom."""
+    random = np.random.default_rng(seed)
+    label = np.zeros((16, 20, 6), np.uint8)
+    label[5:11, 4:9, 1:5], label[5:11, 9:15, 1:5] = 1, 2
+    image = (100 + 100 * (label > 0) + 20 * random.random(label.shape)).astype(np.float32)
+    return image, label, np.diag([1.0, 1.0, 2.0, 1.0])
+
+
+def write_set(folder: Path, names: Sequence[str]) -> None:
+    """Write small labelled scans under these names, in the layout of the Medical Segmentation Decathlon."""
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+    for number, name in enumerate(names):
+        image, label, affine = scan(number)
+        nib.save(nib.Nifti1Image(image, affine), folder / "imagesTr" / f"{name}.nii.gz")
+        nib.save(nib.Nifti1Image(label, affine), folder / "labelsTr" / f"{name}.nii.gz")
+    meta = {"name": folder.name, "labels": {"0": "background", "1": "head", "2": "tail"}}
+    listed = [{"image": f"imagesTr/{name}.nii.gz", "label": f"labelsTr/{name}.nii.gz"} for name in names]
+    (folder / "dataset.json").write_text(json.dumps(meta | {"training": listed}), encoding="utf-8")
+
+
+def write_official(folder: Path) -> None:
+    """Write what the authors publish of a model, with random weights: two rules and their settings."""
+    folder.mkdir()
+    n, h, random = 32, 128, torch.Generator().manual_seed(0)
+    shapes = {"p0.weight": (n, n, 3, 3), "p0.bias": (n,), "p1.weight": (n, n, 3, 3), "p1.bias": (n,)}
+    shapes |= {"fc0.weight": (h, 3 * n), "fc0.bias": (h,), "fc1.weight": (n, h)}
+    for level in range(2):
+        rule = {name: 0.01 * torch.randn(shape, generator=random) for name, shape in shapes.items()}
+        torch.save(rule, folder / f"model{level}.pth")
+    settings = {"channel_n": n, "hidden_size": h, "inference_steps": 16, "cell_fire_rate": 0.5}
+    settings |= {"input_channels": 1, "output_channels": 1, "input_size": [[16, 16], [64, 64]]}
+    settings |= {"lr": 1.6e-3, "betas": [0.5, 0.5], "batch_size": 40, "n_epoch": 1500}
+    (folder / "config.json").write_text(json.dumps([settings]), encoding="utf-8")
+
+
+def write_inputs(folder: Path) -> None:
+    """Write all that a page may take as given: data sets, scans, a table of persons, an official model."""
+    subjects = [f"sub-{number:02d}_scan" for number in range(1, 11)]
+    write_set(folder / "DATA", subjects)
+    write_set(folder / "TEST_DATA", ["sub-21_scan", "sub-22_scan"])
+    write_set(folder / "Task04_Hippocampus", [f"hippocampus_{number:03d}" for number in range(1, 11)])
+    rows = ["case,patient_id", *(f"{name},{name[:6]}" for name in subjects)]
+    (folder / "DATA" / "patients.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    (folder / "held_out.txt").write_text("hippocampus_001\nhippocampus_002\n", encoding="utf-8")
+    (folder / "settings.json").write_text('{"train": {"patch": 24}}', encoding="utf-8")
+    (folder / "scans").mkdir()
+    for number, name in enumerate(("scan.nii.gz", "a.nii.gz", "scans/d.nii.gz", "scans/e.nii.gz")):
+        image, _, affine = scan(number)
+        nib.save(nib.Nifti1Image(image, affine), folder / name)
+    for name in ("b.mha", "c.nrrd"):
+        stored = SimpleITK.GetImageFromArray(scan(0)[0].T)
+        stored.SetSpacing((1.0, 1.0, 2.0))
+        SimpleITK.WriteImage(stored, str(folder / name))
+    write_official(folder / "FOLDER")
+    write_official(folder / "authors_checkpoint")
+
+
+def tiny(configure: Callable[..., RunConfig]) -> Callable[..., RunConfig]:
+    """How a command makes its configuration -> the same, then a model and a training that take no time."""
+
+    def shrunk(command: Any, data: Any) -> RunConfig:
+        config = configure(command, data)
+        model = replace(config.model, channels=8, hidden=8, steps=tuple(2 for _ in config.model.steps))
+        train = replace(config.train, iterations=2, batch_size=2, validation_cases=1)
+        return replace(config, model=model, train=train)
+
+    return shrunk
+
+
+@contextlib.contextmanager
+def small_world(folder: Path) -> Iterator[None]:
+    """Folder -> commands run in it, with small phantoms, tiny models, and `hippocampus` where there is
+    none."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(cli.Train, "configure", tiny(cli.Train.configure))
+        patch.setattr(synthetic, "phantom", scan)
+        if "hippocampus" not in modelfile.shipped_models():
+            shipped = folder / ".shipped"
+            shipped.mkdir(exist_ok=True)
+            config = RunConfig()
+            model = modelfile.ModelFile(config, MedNCA(config.model).state_dict(), {"name": "hippocampus"})
+            modelfile.save_model(shipped / "hippocampus.safetensors", model)
+            patch.setattr(modelfile, "SHIPPED", shipped)
+        yield
+
+
+@pytest.fixture(scope="session")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all that a page may take as given, and a finished run in runs/given."""
+    folder = tmp_path_factory.mktemp("given")
+    write_inputs(folder)
+    with small_world(folder):
+        assert status_of(["train", "DATA", "-o", "runs/given", "--quiet"]) == 0
+    return folder
+
+
+def run_all(lines: Sequence[tuple[str, list[str]]]) -> None:
+    """(where, words) of mednca commands -> each run in turn: exit status 0, and what it names is written."""
+    for where, words in lines:
+        said = io.StringIO()
+        words = words[: words.index(">")] if ">" in words else words  # the shell's part
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            status = status_of(words[1:])
+        told = f"{where}: $ {' '.join(words)}\n{said.getvalue()}"
+        assert status == 0, f"exit status {status} of {told}"
+        for option, value in pairwise(words):
+            if option in ("-o", "--out") or (option == "--json" and value.endswith(".json")):
+                assert Path(value).exists(), f"{value} was not written by {told}"
+
+
+PAGES_THAT_CALL = sorted({where.rpartition(":")[0] for where, words in commands() if words[0] == "mednca"})
+
+
+@pytest.mark.parametrize("page", PAGES_THAT_CALL)
+def test_the_commands_of_a_page_run_one_after_the_other(page: str, given: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(given, tmp_path / "here"))
+    if page in WITH_RUN:
+        (folder / "runs" / "given").rename(folder / "runs" / "mine")
+    with small_world(folder):
+        run_all(
+            [(at, words) for at, words in commands() if words[0] == "mednca" and at.startswith(page + ":")]
         )
+
+
+def test_the_examples_of_every_help_page_run(given: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec("mednca.segment") is None:
+        pytest.skip("--help shows examples once the branch with mednca.segment is merged")
+    examples = []
+    for name in cli.COMMANDS:
+        block = re.search(r"^Examples?:\n((?: +\S.*\n?)+)", help_of(name), flags=re.M)
+        assert block, f"mednca {name} --help shows no example"
+        lines = [line.strip().removeprefix("$ ") for line in block[1].splitlines()]
+        examples += [(f"mednca {name} --help", shlex.split(line)) for line in lines]
+    folder = Path(shutil.copytree(given, tmp_path / "here"))
+    with small_world(folder):
+        run_all(examples)
+
+
+# ---- Other programs ----
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_script_behind_a_figure_tells_how_to_call_it(
+    script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(script), "--help"])
+    monkeypatch.setattr(sys, "path", [str(script.parent), *sys.path])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(script), run_name="__main__")
+    assert not end.value.code
+    assert "usage" in capsys.readouterr().out.lower()
+
+
+def test_python_commands_of_the_docs_call_what_there_is() -> None:
+    for where, words in commands():
+        if words[0] in ("python", "python3") and words[1:2] == ["-m"]:
+            assert importlib.util.find_spec(words[2]), f"{where}: there is no module {words[2]}"
+        elif words[0] in ("python", "python3"):
+            assert (ROOT / words[1]) in SCRIPTS, f"{where}: {words[1]} is no script of this project"
 
 
 @pytest.mark.parametrize("words", words_of("make"))

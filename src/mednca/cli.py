@@ -6,9 +6,12 @@ status 2.
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
+import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,9 +20,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
+from mednca import __version__
 from mednca.errors import InputError
 
 if TYPE_CHECKING:
+    from mednca.cases import CaseSet
     from mednca.config import RunConfig
     from mednca.recipes import Fingerprint
 
@@ -38,31 +43,36 @@ class Train:
         mednca train Task04_Hippocampus -o runs/hippocampus --group pairs --resume
     """
 
-    data: Positional[Path]
+    data: Annotated[Positional[Path], arg(metavar="DATA")]
     """Folder of the data set."""
     out: Annotated[Path, arg(aliases=["-o"], metavar="RUN")]
     """Run folder to make; with --folds the folder of its runs."""
     recipe: str = "native"
-    """native (ours), quick (the same in a few minutes, for a first look), paper_hippocampus or paper_prostate
-    (the paper's settings)."""
-    config: Path | None = None
+    """native (ours), quick (lean, for a first look), paper_hippocampus or paper_prostate (the paper's)."""
+    config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: the recipe alone)")] = (
+        None
+    )
     """JSON file of settings that replace the recipe's, as {"train": {"patch": 48}}; see 'mednca info'."""
-    labels: Literal["merged", "separate"] | None = None
+    labels: Literal["merged", "separate"] = "merged"
     """One class for all labels (the recipes' way) or one for each."""
-    iterations: int | None = None
+    iterations: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the recipe's)")] = None
     """Steps of the optimiser."""
-    batch_size: int | None = None
+    batch_size: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the recipe's)")] = None
     """Slices per step."""
-    learning_rate: float | None = None
+    learning_rate: Annotated[float | None, arg(metavar="X", help_behavior_hint="(default: the recipe's)")] = (
+        None
+    )
     """Peak learning rate."""
-    seed: int | None = None
+    seed: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the recipe's)")] = None
     """Of everything random: split, weights, samples, augmentation, fire masks."""
-    group: str | None = None
+    group: Annotated[
+        str | None, arg(metavar="RULE", help_behavior_hint="(default: every case is a person)")
+    ] = None
     """What makes a person, so that no person is on both sides of a split: pairs (numbers 2k-1 and 2k, as in
     MSD Task04), re:PATTERN (its one group, in the case id) or csv:FILE:COLUMN."""
     folds: int = 0
     """Cross-validate with this many folds; 0 keeps one part out."""
-    fold: int | None = None
+    fold: Annotated[int | None, arg(metavar="I", help_behavior_hint="(default: all)")] = None
     """Train this fold only, from 0."""
     validation: float = 0.2
     """Share of the cases that is kept out and reported on; 0 trains on all."""
@@ -79,10 +89,11 @@ class Train:
 
     def run(self) -> int:
         """Train, and print the table of the held-out cases."""
-        from mednca.cases import find_cases
+        from mednca.predict import choose_engine
         from mednca.train import train
 
-        cases = find_cases(self.data, group=self.group, require_labels=True)
+        choose_engine(self.device, self.engine)  # refuse before the data are read and a run folder is made
+        cases = labelled(self.data, self.group)
         report = train(
             cases,
             self.out,
@@ -127,21 +138,27 @@ class Predict:
     MODEL is a run folder, a .safetensors file or the name of a model that comes with mednca. Beside each mask
     a small JSON report is written: version, model, seed, seconds, volume, warnings.
 
+    Of several scans, one that cannot be segmented does not stop the others: it is told on stderr, and the
+    exit status is 2 in the end. Otherwise nothing is written before all places for masks were found free.
+
+    With a model of several channels, name_0000.nii.gz, name_0001.nii.gz, ... are one scan, as in nnU-Net.
+
     Examples:
         mednca predict hippocampus scan.nii.gz -o mask.nii.gz
         mednca predict runs/hippocampus scans/ -o masks/
+        mednca predict runs/hippocampus a.nii.gz b.nii.gz -o masks/ --json > reports.json
     """
 
-    model: Positional[str]
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
     """Run folder, .safetensors file or name of a shipped model."""
-    inputs: Positional[tuple[Path, ...]]
+    inputs: Annotated[Positional[tuple[Path, ...]], arg(metavar="INPUT...", help_behavior_hint="(required)")]
     """Scans, or folders of scans (NIfTI, MHA, NRRD, PNG, TIFF)."""
     out: Annotated[Path, arg(aliases=["-o"], metavar="OUT")]
     """Mask to write, for one scan; folder for several."""
     seed: int = 0
     """Names the random stream of the fire masks; the same seed gives the same mask."""
-    ensemble: int | None = None
-    """Runs with other fire masks to average, instead of the model's own number."""
+    ensemble: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the model's)")] = None
+    """Runs with other fire masks whose probabilities are averaged."""
     device: str = "cpu"
     """cpu or cuda."""
     engine: str = "auto"
@@ -155,29 +172,37 @@ class Predict:
 
     def run(self) -> int:
         """Predict, and print a line or a report for each scan."""
-        from mednca.batch import predict_files
+        from tqdm import tqdm
 
-        reports = predict_files(
-            self.model,
-            self.inputs,
-            self.out,
-            seed=self.seed,
-            ensemble=self.ensemble,
-            device=self.device,
-            engine=self.engine,
-            force=self.force,
-            progress=not self.quiet,
-        )
-        for report in reports:
+        from mednca.card import model_warnings
+        from mednca.modelfile import load_model
+        from mednca.predict import Predictor, with_ensemble
+        from mednca.segment import predict_files
+
+        model = with_ensemble(load_model(self.model), self.ensemble)
+        predictor = Predictor(model, self.device, self.seed, self.engine)
+        # This refuses what cannot be done, before anything is computed.
+        told = predict_files(predictor, self.inputs, self.out, force=self.force, progress=not self.quiet)
+        general = model_warnings(model)
+        for warning in general:
+            print(f"mednca: warning: {self.model}: {warning}", file=sys.stderr)
+        reports: list[dict[str, Any]] = []
+        for report in told:
+            reports.append(report)
+            if "error" in report:
+                tqdm.write(f"mednca: error: {report['error']}", file=sys.stderr)
+                continue
             for warning in report["warnings"]:
-                print(f"mednca: warning: {report['input']}: {warning}", file=sys.stderr)
+                if warning not in general:
+                    tqdm.write(f"mednca: warning: {report['input']}: {warning}", file=sys.stderr)
+            if not self.json:
+                tqdm.write(f"{report['output']}: {foreground(report)}, {report['seconds']:.1f} s")
         if self.json:
             print(json.dumps(reports, indent=1))
-        else:
-            for report in reports:
-                volumes = ", ".join(f"{name} {ml:.3g} ml" for name, ml in report["foreground_ml"].items())
-                print(f"{report['output']}: {volumes}, {report['seconds']:.1f} s")
-        return 0
+        failed = sum("error" in report for report in reports)
+        if failed:
+            print(f"mednca: {failed} of {len(reports)} scans could not be segmented", file=sys.stderr)
+        return 2 if failed else 0
 
 
 @dataclass(frozen=True)
@@ -190,22 +215,24 @@ class Evaluate:
         mednca evaluate runs/hippocampus Task04_Hippocampus --cases held_out.txt
     """
 
-    model: Positional[str]
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
     """Run folder, .safetensors file or name of a shipped model."""
-    data: Positional[Path]
+    data: Annotated[Positional[Path], arg(metavar="DATA")]
     """Folder of the data set."""
-    json: Annotated[Path | None, arg(metavar="FILE")] = None
+    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write the whole report, with every case, to this file."""
     tolerance: float = 1.0
     """Tolerance of NSD in mm."""
-    cases: Path | None = None
+    cases: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: all cases)")] = None
     """Text file with the ids of the cases to judge, one a line; all others are left out."""
-    group: str | None = None
+    group: Annotated[
+        str | None, arg(metavar="RULE", help_behavior_hint="(default: every case is a person)")
+    ] = None
     """What makes a person: intervals draw persons, not scans. See 'mednca train --help'."""
     seed: int = 0
     """Names the random stream of the fire masks."""
-    ensemble: int | None = None
-    """Runs with other fire masks to average, instead of the model's own number."""
+    ensemble: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the model's)")] = None
+    """Runs with other fire masks whose probabilities are averaged."""
     device: str = "cpu"
     """cpu or cuda."""
     engine: str = "auto"
@@ -219,15 +246,16 @@ class Evaluate:
         """Evaluate, and print the table."""
         from tqdm import tqdm
 
-        from mednca.cases import find_cases
         from mednca.evaluate import evaluate
         from mednca.modelfile import load_model
         from mednca.predict import Predictor, with_ensemble
 
         if self.json is not None and self.json.exists() and not self.force:
             raise InputError(f"{self.json}: exists already; choose another name or give --force")
+        if not self.tolerance >= 0:
+            raise InputError(f"tolerance must be 0 mm or more, got {self.tolerance:g}")
         model = with_ensemble(load_model(self.model), self.ensemble)
-        found = find_cases(self.data, group=self.group, require_labels=True)
+        found = labelled(self.data, self.group)
         chosen = found.cases
         if self.cases is not None:
             wanted = read_lines(self.cases)
@@ -248,9 +276,9 @@ class Evaluate:
             chosen,
             tolerance_mm=self.tolerance,
             labels=found.labels or None,
-            progress=lambda c: tqdm(c, unit="scan", disable=self.quiet),
+            progress=lambda c: tqdm(c, unit="scan", disable=True if self.quiet else None),
         )
-        told = {"model": str(self.model), "model_hash": model.hash, "device": self.device}
+        told: dict[str, Any] = {"model": str(self.model), "model_hash": model.hash, "device": self.device}
         told |= {"data": found.name, "fire_seed": self.seed, "trained_on": seen}
         report = replace(report, provenance=report.provenance | told)
         if self.json is not None:
@@ -268,20 +296,20 @@ class Info:
         mednca info runs/hippocampus --json
     """
 
-    model: Positional[str]
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
     """Run folder, .safetensors file or name of a shipped model."""
     json: bool = False
     """Print everything, the complete configuration too, as JSON."""
 
     def run(self) -> int:
         """Print the card."""
-        from mednca.batch import describe
+        from mednca.card import describe
         from mednca.config import to_dict
         from mednca.modelfile import load_model
 
         model = load_model(self.model)
         if self.json:
-            told = {"hash": model.hash, "parameters": model.parameters}
+            told: dict[str, Any] = {"hash": model.hash, "parameters": model.parameters}
             print(json.dumps(told | {"config": to_dict(model.config), "card": model.card}, indent=1))
         else:
             print(describe(model))
@@ -300,11 +328,13 @@ class Doctor:
         mednca doctor Task04_Hippocampus --group pairs --json audit.json
     """
 
-    data: Positional[Path]
+    data: Annotated[Positional[Path], arg(metavar="DATA")]
     """Folder of the data set."""
-    group: str | None = None
+    group: Annotated[
+        str | None, arg(metavar="RULE", help_behavior_hint="(default: every case is a person)")
+    ] = None
     """What makes a person; see 'mednca train --help'."""
-    json: Annotated[Path | None, arg(metavar="FILE")] = None
+    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write every finding and fingerprint to this file."""
     force: bool = False
     """Replace an existing file."""
@@ -320,7 +350,7 @@ class Doctor:
         if self.json is not None and self.json.exists() and not self.force:
             raise InputError(f"{self.json}: exists already; choose another name or give --force")
         found = find_cases(self.data, group=self.group)
-        with tqdm(total=len(found.cases), unit="scan", leave=False, delay=2) as bar:
+        with tqdm(total=len(found.cases), unit="scan", leave=False, delay=2, disable=None) as bar:
             result = audit(found, lambda done, _: bar.update(done - bar.n) and None)
         if self.json is not None:
             atomic_write(self.json, to_json(result), force=self.force)
@@ -336,7 +366,7 @@ class Phantoms:
         mednca phantoms phantoms/ --count 24
     """
 
-    folder: Positional[Path]
+    folder: Annotated[Positional[Path], arg(metavar="FOLDER")]
     """Folder to make, in MSD layout."""
     count: int = 24
     """Number of scans."""
@@ -364,7 +394,7 @@ class ImportOfficial:
         mednca import-official authors_checkpoint -o authors.safetensors
     """
 
-    folder: Positional[Path]
+    folder: Annotated[Positional[Path], arg(metavar="FOLDER")]
     """Folder with model0.pth, model1.pth and config.json."""
     out: Annotated[Path, arg(aliases=["-o"], metavar="FILE")]
     """Model file to write."""
@@ -380,7 +410,8 @@ class ImportOfficial:
         return 0
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {
+ABOUT = "Medical image segmentation that runs anywhere: neural cellular automata (Med-NCA)."
+COMMANDS: dict[str, type[Any]] = {
     "train": Train,
     "predict": Predict,
     "evaluate": Evaluate,
@@ -395,14 +426,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Arguments (default: the process's) -> the command, then exit: 0 done, 1 findings, 2 a mistake to
     mend."""
     logging.basicConfig(level=logging.WARNING, format="mednca: %(message)s", stream=sys.stderr)
-    command = tyro.extras.subcommand_cli_from_dict(
-        COMMANDS,
-        args=arguments,
-        prog="mednca",
-        description="Medical image segmentation that runs anywhere: neural cellular automata (Med-NCA).",
-        config=(FlagCreatePairsOff,),
-    )
-    sys.exit(guarded(command.run))
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(guarded(lambda: run(words)))
 
 
 def guarded(run: Callable[[], int], stopped: str = "a training goes on with --resume") -> int:
@@ -413,12 +438,77 @@ def guarded(run: Callable[[], int], stopped: str = "a training goes on with --re
     except InputError as error:
         print(f"mednca: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader has seen enough, as in `mednca info hippocampus | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
     except OSError as error:
         print(f"mednca: error: {error.filename or 'disk'}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"mednca: stopped; {stopped}", file=sys.stderr)
         return 130
+
+
+def run(words: Sequence[str]) -> int:
+    """Words of the command line -> the command run, and its exit status."""
+    name = words[0] if words else ""
+    if name in ("-h", "--help"):
+        print(overview())
+        return 0
+    if name == "--version":
+        print(f"mednca {__version__}")
+        return 0
+    if name not in COMMANDS:
+        got = f"there is no command {name!r}" if name else "a command is missing"
+        raise InputError(f"{got}; choose one of {', '.join(COMMANDS)}, or see mednca --help")
+    # tyro reads the descriptions of the options off the class, but drops the examples of its docstring.
+    text = inspect.cleandoc(COMMANDS[name].__doc__ or "")
+    command = tyro.cli(
+        COMMANDS[name],
+        prog=f"mednca {name}",
+        description=text,
+        args=list(words[1:]),
+        config=(FlagCreatePairsOff,),
+    )
+    status: int = command.run()
+    return status
+
+
+def overview() -> str:
+    """The text of `mednca --help`: a line for each command."""
+    lines = ["usage: mednca COMMAND ...", "", ABOUT, "", "Commands:"]
+    for name, kind in COMMANDS.items():
+        first = " ".join(inspect.cleandoc(kind.__doc__ or "").split("\n\n")[0].split())
+        indent = " " * 19
+        lines.append(textwrap.fill(first, 96, initial_indent=f"  {name:17}", subsequent_indent=indent))
+    lines += ["", "Example:", "  mednca predict hippocampus scan.nii.gz -o mask.nii.gz", ""]
+    lines.append("'mednca COMMAND --help' tells its options; 'mednca --version' the version.")
+    return "\n".join(lines)
+
+
+def foreground(report: dict[str, Any]) -> str:
+    """Report of a prediction -> how much there is of each class: ml, or voxels where mm mean nothing."""
+    voxels = report["foreground_voxels"]
+    return ", ".join(
+        f"{name} {voxels[name]} voxels" if ml is None else f"{name} {ml:.3g} ml"
+        for name, ml in report["foreground_ml"].items()
+    )
+
+
+def labelled(data: Path, group: str | None) -> CaseSet:
+    """Folder of a data set and rule for persons -> its cases, of which some have labels.
+
+    Raises:
+        InputError: As `find_cases`, and if there is a label without an image, which would be left out.
+    """
+    from mednca.cases import find_cases
+
+    cases = find_cases(data, group=group, require_labels=True)
+    folders = {case.label.parent for case in cases.cases if case.label}
+    for path in cases.strays:
+        if path.parent in folders:
+            raise InputError(f"{path}: a label without an image; add its image or remove it")
+    return cases
 
 
 def merge(settings: dict[str, Any], changes: Any, where: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,14 +72,15 @@ class ModelFile:
 
 
 def save_model(path: Path, model: ModelFile, *, force: bool = True) -> Path:
-    """Model -> one file, atomically.
+    """Model -> one file, atomically. What is not finite in the card is stored as null: JSON knows no NaN.
 
     Raises:
         InputError: If the file exists and `force` is not set, or cannot be written.
     """
-    header = {"format": FORMAT, "version": VERSION, "config": to_dict(model.config), "card": model.card}
+    card = _without_nan(model.card)
+    header = {"format": FORMAT, "version": VERSION, "config": to_dict(model.config), "card": card}
     weights = {name: tensor.detach().cpu().float().contiguous() for name, tensor in model.weights.items()}
-    content = safetensors.torch.save(weights, {"mednca": json.dumps(header, sort_keys=True)})
+    content = safetensors.torch.save(weights, {"mednca": json.dumps(header, sort_keys=True, allow_nan=False)})
     return atomic_write(path, content, force=force)
 
 
@@ -143,6 +145,15 @@ def find_model(source: str | Path) -> Path:
 def shipped_models() -> list[str]:
     """Names of the models that come with the package."""
     return sorted(file.stem for file in SHIPPED.glob("*.safetensors"))
+
+
+def _without_nan(value: Any) -> Any:
+    """What JSON can hold, and NaN and infinity -> the same with None for each of these."""
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -3,6 +3,7 @@ which everything is judged."""
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from mednca import __version__
-from mednca.backends import choose
+from mednca.backends import BACKENDS, choose, load
+from mednca.card import model_warnings
 from mednca.errors import InputError
 from mednca.modelfile import ModelFile
 from mednca.nca import MedNCA, Run, probabilities
@@ -58,9 +60,8 @@ class Predictor:
     probability: bool = False
 
     def __post_init__(self) -> None:
-        check_device(self.device)
+        self._run = choose_engine(self.device, self.engine)
         self._model = self.file.build().to(self.device)
-        self._run = choose(self.device, self.engine)
         self._hash = self.file.hash
 
     @property
@@ -99,16 +100,20 @@ class Predictor:
         if config.predict.largest_component:
             mask = largest_component(mask)
         voxel_ml = float(abs(np.linalg.det(volume.affine[:3, :3]))) / 1000
+        voxels = {name: int((mask == k).sum()) for k, name in self.labels.items()}
         report = {
             "mednca": __version__,
             "model": self.file.card.get("name", ""),
             "model_hash": self._hash,
             "seed": self.seed,
             "device": self.device,
+            "engine": next((name for name in BACKENDS if load(name) is self._run), self.engine),
+            "ensemble": config.predict.ensemble,
             "shape": list(volume.shape),
             "spacing_mm": [round(float(s), 6) for s in volume.spacing],
-            "foreground_ml": {name: float((mask == k).sum()) * voxel_ml for k, name in self.labels.items()},
-            "warnings": plausibility(volume, self.file.card.get("fingerprint")),
+            "foreground_voxels": voxels,
+            "foreground_ml": {name: round(count * voxel_ml, 6) for name, count in voxels.items()},
+            "warnings": model_warnings(self.file) + plausibility(volume, self.file.card.get("fingerprint")),
             "seconds": round(time.perf_counter() - started, 3),
         }
         return Prediction(
@@ -131,14 +136,29 @@ def with_ensemble(model: ModelFile, members: int | None) -> ModelFile:
     )
 
 
+def choose_engine(device: str, name: str) -> Run:
+    """Device and name of an engine -> the engine.
+
+    Raises:
+        InputError: If there is no such device or engine here, or the engine does not run on the device.
+    """
+    check_device(device)
+    try:
+        return choose(device, name)
+    except ValueError as error:
+        raise InputError(f"engine {name!r} cannot be used: {error}") from error
+
+
 def check_device(device: str) -> None:
     """Raise InputError for a device that this machine or this build of torch does not have."""
-    if device not in ("cpu", "cuda") and not device.startswith("cuda:"):
-        raise InputError(f"device must be 'cpu' or 'cuda', got {device!r}")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise InputError(f"device must be 'cpu', 'cuda' or 'cuda:NUMBER', got {device!r}")
     if device != "cpu" and not torch.cuda.is_available():
         raise InputError(
             f"device {device!r} was asked for, but torch finds no CUDA device here; use --device cpu"
         )
+    if (number := int(device.partition(":")[2] or 0)) and number >= torch.cuda.device_count():
+        raise InputError(f"device {device!r} was asked for, but there are {torch.cuda.device_count()} here")
 
 
 def predict_slices(

@@ -91,7 +91,7 @@ def paper(data: Fingerprint, size: int, steps: int, batch_size: int, iterations:
     return RunConfig(
         model=MedNCAConfig(image_channels=data.modalities, steps=(steps, steps)),
         preprocess=PreprocessConfig(modalities=data.modalities, axis=2, normalise="slice", size=(size, size)),
-        augment=AugmentConfig((), 0, 0, 0, 0, 0, 0, 0, 0),
+        augment=AugmentConfig((), *8 * (0.0,)),
         train=TrainConfig(
             iterations=iterations,
             batch_size=batch_size,

@@ -138,7 +138,11 @@ def held_out_cases(cases: CaseSet, share: float, seed: int) -> list[str]:
     if not share:
         return []
     groups = max(2, len({case.group for case in cases.cases}))
-    part = max(Fraction(share).limit_denominator(groups), Fraction(1, groups))
+    most = min(groups, 20)  # parts that a larger share is counted in; more of them would be uneven
+    if share < 1 / most:
+        part = Fraction(1, min(groups, round(1 / share)))
+    else:
+        part = Fraction(share).limit_denominator(most)
     folds = split_folds(cases, part.denominator, seed)
     return sorted(name for fold in folds[: part.numerator] for name in fold)
 

@@ -1,0 +1,120 @@
+"""What a person wants to know of a model before they use it, as text."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+from mednca.modelfile import ModelFile
+
+AXES = ("sagittal", "coronal", "axial")
+WIDTH = 100
+
+
+def describe(model: ModelFile) -> str:
+    """Model -> its card, one "name   value" a line; what the model file does not state is left out."""
+    config, card = model.config, model.card
+    rule = config.model
+    levels = ", ".join(
+        f"1/{scale} of the resolution" if scale > 1 else "full resolution" for scale in rule.scales
+    )
+    decision = [f"threshold {config.predict.threshold:g}"]
+    if config.predict.ensemble > 1:
+        decision.append(f"mean of {config.predict.ensemble} runs")
+    if config.predict.largest_component:
+        decision.append("largest component only")
+    labels = zip(config.values, config.labels, strict=True)
+    rows = {
+        "model": f"{card.get('name') or 'unnamed'} ({model.hash})",
+        "description": card.get("description"),
+        "parameters": f"{model.parameters:,}",
+        "levels": f"{len(rule.scales)}: {levels}",
+        "steps": f"{' + '.join(map(str, rule.steps))}, each cell updates with a chance of {rule.fire_rate:g}",
+        "cells": f"{rule.channels} channels, {rule.hidden} hidden units, {rule.perception} perception",
+        "input": _input(model),
+        "labels": ", ".join(f"{value} {name}" for value, name in labels)
+        + (" (all labels of the data merged)" if config.merge else ""),
+        "mask": ", ".join(decision),
+        "recipe": config.recipe,
+        "trained on": _training(card),
+        "range": _ranges(card.get("fingerprint")),
+        "scores": _scores(card.get("scores")),
+        "licence": card.get("licence"),
+        "attribution": card.get("attribution"),
+        "intended use": card.get("intended_use") or "research; not a medical device",
+        "notes": card.get("notes"),
+        "warning": "; ".join(model_warnings(model)) or None,
+    }
+    width = max(map(len, rows)) + 2
+    return "\n".join(
+        textwrap.fill(
+            str(text),
+            WIDTH,
+            initial_indent=f"{name:{width}}",
+            subsequent_indent=" " * width,
+            break_long_words=False,
+        )
+        for name, text in rows.items()
+        if text
+    )
+
+
+def model_warnings(model: ModelFile) -> list[str]:
+    """Model -> what speaks against using it, whatever the scan."""
+    if model.card.get("finished", True):
+        return []
+    done, wanted = model.card.get("iterations", "?"), model.config.train.iterations
+    return [f"the training of this model is not finished (iteration {done} of {wanted})"]
+
+
+def _input(model: ModelFile) -> str:
+    config = model.config.preprocess
+    parts = [f"{config.modalities} channel(s)", f"{AXES[config.axis]} slices"]
+    if config.context:
+        parts.append(f"each with {config.context} neighbour(s) on both sides")
+    if config.size:
+        parts.append(f"stretched to {config.size[0]} x {config.size[1]}")
+    elif config.spacing:
+        parts.append(f"resampled to {config.spacing[0]:.3g} x {config.spacing[1]:.3g} mm")
+    parts.append(f"intensities scaled per {config.normalise}")
+    return ", ".join(parts)
+
+
+def _training(card: dict[str, Any]) -> str | None:
+    cases = card.get("training_cases")
+    told = [str(card["data"])] if card.get("data") else []
+    told += [f"{len(cases)} cases"] if cases else []
+    told += [f"{card['iterations']:,} iterations"] if isinstance(card.get("iterations"), int) else []
+    return ", ".join(told) or None
+
+
+def _ranges(fingerprint: Any) -> str | None:
+    """Fingerprint of the training scans -> the spacing and size that the model has seen."""
+    if not isinstance(fingerprint, dict) or not {"spacing_mm", "size_mm"} <= set(fingerprint):
+        return None
+    told = []
+    for name in ("spacing", "size"):
+        low, high = fingerprint[f"{name}_mm"]
+        pairs = zip(low, high, strict=True)
+        told.append(f"{name} {' x '.join(f'{a:.3g}' if a == b else f'{a:.3g}-{b:.3g}' for a, b in pairs)} mm")
+    return ", ".join(told) + " (axes R, A, S)"
+
+
+def _scores(scores: Any) -> str | None:
+    """Scores of the card, {"dice": {"mean": ..., "sd": ...}, "cases": [...]} or plain numbers -> a line."""
+    if not isinstance(scores, dict):
+        return None
+    told = []
+    for name, value in scores.items():
+        if isinstance(value, dict) and isinstance(value.get("mean"), int | float):
+            spread = [f"sd {value['sd']:.4f}"] if isinstance(value.get("sd"), int | float) else []
+            if isinstance(value.get("ci95"), list) and len(value["ci95"]) == 2:
+                spread.append("95 % interval {:.4f}-{:.4f}".format(*value["ci95"]))
+            told.append(f"{name} {value['mean']:.4f}" + (f" ({', '.join(spread)})" if spread else ""))
+        elif isinstance(value, bool | str):
+            told.append(f"{name} {value}")
+        elif isinstance(value, int | float):
+            told.append(f"{name} {value:.4g}")
+    cases = scores.get("cases")
+    where = f", on {len(cases)} cases that it was not trained on" if isinstance(cases, list) and cases else ""
+    return ", ".join(told) + where if told else None

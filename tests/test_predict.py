@@ -1,0 +1,277 @@
+"""Prediction: exact on every grid, independent of how it is cut up, bounded in memory; and its files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
+from numpy.typing import NDArray
+
+from mednca import predict
+from mednca.backends import native
+from mednca.errors import InputError
+from mednca.modelfile import ModelFile, save_model
+from mednca.nca import MedNCA, MedNCAConfig
+from mednca.predict import Predictor, decide, largest_component, plausibility, with_ensemble
+from mednca.segment import find_scans, predict_files
+from mednca.volume import Volume
+from tests.tiny import tiny_model, voxels, write_nifti
+
+CODES = [
+    "".join(codes)
+    for a in range(3)
+    for b in {0, 1, 2} - {a}
+    for codes in (
+        (x, y, z)
+        for x in ("RL", "AP", "SI")[a]
+        for y in ("RL", "AP", "SI")[b]
+        for z in ("RL", "AP", "SI")[3 - a - b]
+    )
+]
+MODELS = {
+    "own grid": tiny_model(),
+    "native": tiny_model(context=1, spacing=(1.3, 0.9)),
+    "coronal, two classes": tiny_model(classes=2, axis=1),
+    "stretched": tiny_model(size=(16, 16), normalise="slice"),
+}
+
+
+def turned(volume: Volume, codes: str) -> Volume:
+    """Volume and axis codes -> the same scan stored along other axes, made with nibabel alone."""
+    turn = ornt_transform(nib.orientations.io_orientation(volume.affine), axcodes2ornt(codes))
+    data = np.stack([apply_orientation(channel, turn) for channel in volume.data])
+    return Volume(data, volume.affine @ inv_ornt_aff(turn, volume.shape))
+
+
+def scan(affine: NDArray[np.float64] | None = None) -> Volume:
+    """A scan of 12 x 14 x 6 voxels, by default of 1 x 1 x 2 mm in RAS order."""
+    return Volume(voxels()[None], np.diag([1.0, 1.0, 2.0, 1.0]) if affine is None else affine)
+
+
+@pytest.fixture(scope="module")
+def predictors() -> dict[str, Predictor]:
+    return {name: Predictor(model, probability=True, engine="folded") for name, model in MODELS.items()}
+
+
+def test_there_are_48_orientations() -> None:
+    assert len(set(CODES)) == 48
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_tiny_models_are_no_trivial_ones(name: str, predictors: dict[str, Predictor]) -> None:
+    mask = predictors[name].predict(scan()).mask.data
+    assert 0.02 < (mask > 0).mean() < 0.98
+    assert set(np.unique(mask)) == {0, *predictors[name].labels}
+
+
+@pytest.mark.parametrize("codes", CODES)
+def test_a_turned_scan_gives_the_turned_mask(codes: str, predictors: dict[str, Predictor]) -> None:
+    """For every model, bit for bit: slices are cut along the axes of the body, not of the file."""
+    for predictor in predictors.values():
+        expected = predictor.predict(scan())
+        found = predictor.predict(turned(scan(), codes))
+        assert np.array_equal(found.mask.data, turned(expected.mask, codes).data)
+        assert expected.probability is not None and found.probability is not None
+        assert np.array_equal(found.probability.data, turned(expected.probability, codes).data)
+        assert np.abs(found.mask.affine - turned(scan(), codes).affine).max() <= 1e-6
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from(CODES))
+def test_a_turned_oblique_scan_gives_the_turned_mask(seed: int, codes: str) -> None:
+    random = np.random.default_rng(seed)
+    rotation, _ = np.linalg.qr(random.normal(size=(3, 3)))
+    affine = np.eye(4)
+    affine[:3, :3] = rotation @ np.diag(random.uniform(0.6, 2.5, 3))
+    affine[:3, 3] = random.uniform(-300, 300, 3)
+    volume, predictor = scan(affine), Predictor(MODELS["native"], engine="folded")
+    found, expected = (
+        predictor.predict(turned(volume, codes)).mask,
+        turned(predictor.predict(volume).mask, codes),
+    )
+    assert np.array_equal(found.data, expected.data)
+    assert np.abs(found.affine - expected.affine).max() <= 1e-6
+
+
+@pytest.mark.parametrize("engine", ["native", "folded"])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_result_does_not_depend_on_how_many_slices_run_at_a_time(
+    name: str, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if engine == "native" and not native.available():
+        pytest.skip(native.why_not())
+    predictor = Predictor(MODELS[name], probability=True, engine=engine)
+    expected = predictor.predict(scan()).probability
+    monkeypatch.setattr(predict, "CELLS", 1)  # one slice at a time
+    alone = predictor.predict(scan()).probability
+    assert expected is not None and alone is not None
+    # The same draws in both. Native computes cell by cell, the same bits; a convolution over another number
+    # of slices may sum in another order, and these random rules make much of a float32's rounding.
+    np.testing.assert_allclose(alone.data, expected.data, rtol=0, atol=0 if engine == "native" else 1e-4)
+
+
+def test_the_seed_names_the_draws_and_an_ensemble_averages_them() -> None:
+    model = MODELS["own grid"]
+    one, again, other = (Predictor(model, seed=s, probability=True).predict(scan()) for s in (0, 0, 1))
+    both = Predictor(with_ensemble(model, 2), probability=True).predict(scan())
+    shares = [p.probability.data for p in (one, other, both) if p.probability]
+    assert np.array_equal(one.mask.data, again.mask.data)
+    assert not np.array_equal(shares[0], shares[1])
+    np.testing.assert_allclose(shares[2], (shares[0] + shares[1]) / 2, atol=1e-6)
+
+
+def test_a_voxel_is_the_likeliest_class_where_the_foreground_exceeds_the_threshold() -> None:
+    probability = np.array([[0.3, 0.1, 0.6], [0.3, 0.2, 0.1]], np.float32).reshape(2, 3, 1, 1)
+    assert decide(probability, 0.5, (4, 9)).ravel().tolist() == [4, 0, 4]
+
+
+def test_the_largest_component_stays() -> None:
+    mask = np.zeros((8, 4, 4), np.uint8)
+    mask[:2, :2], mask[5:] = 1, 2
+    kept = largest_component(mask)
+    assert np.array_equal(kept, np.where(np.arange(8)[:, None, None] >= 5, mask, 0))
+
+
+def test_a_scan_far_from_the_training_scans_carries_a_warning() -> None:
+    fingerprint = {"spacing_mm": [[1, 1, 2], [1, 1, 2]], "size_mm": [[12, 14, 12], [12, 14, 12]]}
+    assert plausibility(scan(), fingerprint) == []
+    (first, second) = plausibility(scan(np.diag([2.0, 1.0, 2.0, 1.0])), fingerprint)
+    assert first.startswith("spacing 2 x 1 x 2 mm") and second.startswith("field of view 24 x 14 x 12 mm")
+
+
+# -- files
+
+
+def test_a_mask_has_grid_and_format_of_its_scan_and_a_report_beside_it(tmp_path: Path) -> None:
+    affine = np.array([[0, -1.2, 0, 5], [0.9, 0, 0.1, -3], [0, 0.1, 2, 8], [0, 0, 0, 1.0]])
+    path = write_nifti(tmp_path / "a.b.nii.gz", voxels(), affine)
+    predictor = Predictor(tiny_model(), seed=5)
+    (report,) = predict_files(predictor, [path], tmp_path / "mask.nii")
+    image, mask = nib.load(path), nib.load(tmp_path / "mask.nii")
+    assert np.array_equal(image.affine, mask.affine) and image.shape == mask.shape
+    assert mask.get_data_dtype() == np.uint8
+    assert report == json.loads((tmp_path / "mask.json").read_text())
+    voxel_ml = abs(np.linalg.det(affine[:3, :3])) / 1000
+    count = int(np.asarray(mask.dataobj).sum())
+    assert report["foreground_voxels"] == {"foreground": count}
+    assert report["foreground_ml"]["foreground"] == pytest.approx(count * voxel_ml, abs=1e-6)
+    assert report["engine"] in ("native", "folded")
+    told = {name: report[name] for name in ("model", "model_hash", "seed", "device", "shape", "warnings")}
+    assert told == {
+        "model": "tiny",
+        "model_hash": predictor.file.hash,
+        "seed": 5,
+        "device": "cpu",
+        "shape": [12, 14, 6],
+        "warnings": [],
+    }
+
+
+def test_a_volume_is_not_made_up_where_the_spacing_is_a_placeholder(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(voxels(), np.eye(4)), tmp_path / "a.nii.gz")  # 1 x 1 x 1 of no unit
+    (report,) = predict_files(Predictor(tiny_model()), [tmp_path / "a.nii.gz"], tmp_path / "m.nii.gz")
+    assert report["foreground_ml"] == {"foreground": None} and report["spacing_mm"] is None
+    assert report["foreground_voxels"]["foreground"] > 0
+
+
+def test_masks_of_a_folder_have_the_names_and_formats_of_its_scans(tmp_path: Path) -> None:
+    pytest.importorskip("PIL.Image")
+    from PIL import Image
+
+    write_nifti(tmp_path / "in" / "a.nii.gz", voxels())
+    write_nifti(tmp_path / "in" / "b.nii", voxels(1))
+    Image.fromarray(voxels(2, (20, 16)).astype(np.uint8)).save(tmp_path / "in" / "c.png")
+    (tmp_path / "in" / "notes.txt").write_text("left alone")
+    reports = list(predict_files(Predictor(tiny_model()), [tmp_path / "in"], tmp_path / "new" / "out"))
+    names = sorted(path.name for path in (tmp_path / "new" / "out").iterdir())
+    assert names == ["a.json", "a.nii.gz", "b.json", "b.nii", "c.json", "c.png"]
+    assert [Path(report["output"]).name for report in reports] == ["a.nii.gz", "b.nii", "c.png"]
+
+
+def test_numbered_files_are_the_channels_of_one_scan(tmp_path: Path) -> None:
+    model = tiny_model(modalities=2)
+    for name, seed in (("x_0001", 1), ("x_0000", 0), ("y_0000", 2), ("y_0001", 3)):
+        write_nifti(tmp_path / "in" / f"{name}.nii.gz", voxels(seed))
+    both = np.stack([voxels(0), voxels(1)], axis=-1)
+    write_nifti(tmp_path / "z.nii.gz", both)
+    inputs = [tmp_path / "in", tmp_path / "z.nii.gz"]
+    assert [scan.name for scan in find_scans(inputs, 2)] == ["x", "y", "z"]
+    list(predict_files(Predictor(model), inputs, tmp_path / "out"))
+    masks = [np.asarray(nib.load(tmp_path / "out" / f"{name}.nii.gz").dataobj) for name in "xyz"]
+    assert np.array_equal(masks[0], masks[2]) and not np.array_equal(masks[0], masks[1])
+
+
+def test_with_one_channel_a_number_is_part_of_the_name(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "x_0000.nii.gz", voxels())
+    assert [scan.name for scan in find_scans([tmp_path], 1)] == ["x_0000"]
+
+
+def test_force_replaces_masks_and_their_reports(tmp_path: Path) -> None:
+    path, mask = write_nifti(tmp_path / "a.nii.gz", voxels()), tmp_path / "m.nii.gz"
+    list(predict_files(Predictor(tiny_model()), [path], mask))
+    before = mask.read_bytes()
+    with pytest.raises(InputError, match="exists already"):
+        predict_files(Predictor(tiny_model(), seed=1), [path], mask)
+    list(predict_files(Predictor(tiny_model(), seed=1), [path], mask, force=True))
+    assert mask.read_bytes() != before
+    assert json.loads((tmp_path / "m.json").read_text())["seed"] == 1
+
+
+def test_an_unfinished_training_is_told_in_every_report(tmp_path: Path) -> None:
+    model = tiny_model(card={"finished": False, "iterations": 100})
+    path = write_nifti(tmp_path / "a.nii.gz", voxels())
+    (report,) = predict_files(Predictor(model), [path], tmp_path / "m.nii.gz")
+    assert report["warnings"] == ["the training of this model is not finished (iteration 100 of 5000)"]
+
+
+MEASURE = """
+import re, sys
+from pathlib import Path
+import numpy as np
+from mednca.modelfile import load_model
+from mednca.predict import Predictor
+from mednca.volume import Volume
+
+def memory(name):
+    return int(re.search(name + r":\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+
+predictor = Predictor(load_model(sys.argv[1]), engine=sys.argv[2])
+random = np.random.default_rng(0)
+predictor.predict(Volume(random.random((1, 16, 16, 2), np.float32), np.eye(4)))
+volume = Volume(random.random((1, 256, 256, 40), np.float32), np.eye(4))
+Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+before = memory("VmRSS")
+predictor.predict(volume)
+print(memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells the peak of a part of a process")
+@pytest.mark.parametrize("engine", ["native", "folded"])
+def test_a_volume_of_256_x_256_x_40_predicts_in_bounded_memory(engine: str, tmp_path: Path) -> None:
+    """Peak memory over what is in use with the volume loaded, with the paper's n = 32 and h = 128.
+
+    The volume takes 10 MB as float32 and a few copies of it are made. Two slices run at a time (CELLS): 2 x
+    256 x 256 x 128 x 4 B = 64 MB of hidden units in the folded engine. Steps add nothing but fire masks, 1 B
+    per cell and step.
+    """
+    if engine == "native" and not native.available():
+        pytest.skip(native.why_not())
+    tiny = tiny_model()
+    config = replace(tiny.config, model=MedNCAConfig(steps=(1, 1)))
+    path = save_model(tmp_path / "m.safetensors", ModelFile(config, MedNCA(config.model).state_dict()))
+    words = [sys.executable, "-c", MEASURE, str(path), engine]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    peak = float(done.stdout)
+    print(f"peak memory of a 256 x 256 x 40 volume, {engine}: {peak:.0f} MiB")
+    assert peak < 400
