@@ -47,8 +47,8 @@ def quick(data: Fingerprint) -> RunConfig:
 
     The native recipe with the compute-lean rule (depthwise filters, 16 channels for a scan of one modality),
     levels a factor of two apart, from a coarse one of some 24 to 48 cells across, and a short schedule: small
-    batches, a higher learning rate, milder augmentation, a shorter running mean of the weights, and three runs
-    with other fire masks averaged.
+    batches, a higher learning rate, milder augmentation, a shorter running mean of the weights, and three
+    runs with other fire masks averaged.
     """
     config = native(data)
     images = config.model.image_channels
