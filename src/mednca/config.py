@@ -111,8 +111,6 @@ class TrainConfig:
             )
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be > 0, got {self.learning_rate}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be >= 0, got {self.seed}")
         if self.schedule not in ("cosine", "exponential"):
             raise ValueError(f"schedule must be 'cosine' or 'exponential', got {self.schedule!r}")
         if self.patch is not None and self.patch < 2:
