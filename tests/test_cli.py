@@ -16,7 +16,7 @@ import tyro
 from mednca import __version__
 from mednca.cli import COMMANDS, main
 from mednca.modelfile import load_model, save_model
-from tests.tiny import tiny_model, write_world
+from tests.small import tiny_model, write_world
 
 
 @pytest.fixture
