@@ -196,9 +196,9 @@ def write_inputs(folder: Path) -> None:
     (folder / "held_out.txt").write_text("hippocampus_001\nhippocampus_002\n", encoding="utf-8")
     (folder / "settings.json").write_text('{"train": {"patch": 24}}', encoding="utf-8")
     (folder / "scans").mkdir()
-    for number, name in enumerate(("scan.nii.gz", "a.nii.gz", "scans/d.nii.gz", "scans/e.nii.gz")):
+    for number, name in enumerate(("scan", "a", "b", "scans/d", "scans/e")):
         image, _, affine = scan(number)
-        nib.save(nib.Nifti1Image(image, affine), folder / name)
+        nib.save(nib.Nifti1Image(image, affine), folder / f"{name}.nii.gz")
     for name in ("b.mha", "c.nrrd"):
         stored = SimpleITK.GetImageFromArray(scan(0)[0].T)
         stored.SetSpacing((1.0, 1.0, 2.0))
@@ -250,11 +250,13 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_all(lines: Sequence[tuple[str, list[str]]]) -> None:
     """(where, words) of mednca commands -> each run in turn: exit status 0, and what it names is written."""
     for where, words in lines:
-        said = io.StringIO()
-        words = words[: words.index(">")] if ">" in words else words  # the shell's part
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            status = status_of(words[1:])
-        told = f"{where}: $ {' '.join(words)}\n{said.getvalue()}"
+        call, into = (words[:-2], words[-1]) if words[-2] == ">" else (words, None)
+        out, said = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
+            status = status_of(call[1:])
+        if into:
+            Path(into).write_text(out.getvalue(), encoding="utf-8")
+        told = f"{where}: $ {' '.join(words)}\n{said.getvalue()}{out.getvalue()}"
         assert status == 0, f"exit status {status} of {told}"
         for option, value in pairwise(words):
             if option in ("-o", "--out") or (option == "--json" and value.endswith(".json")):
