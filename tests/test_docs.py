@@ -31,6 +31,7 @@ import SimpleITK
 import torch
 
 from mednca import cli, modelfile, synthetic
+from mednca.commands import COMMANDS, Train
 from mednca.config import RunConfig
 from mednca.nca import MedNCA
 from mednca.recipes import RECIPES
@@ -124,14 +125,14 @@ def test_mednca_runs_as_a_module_and_names_every_command() -> None:
         [sys.executable, "-m", "mednca", "--help"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert not [name for name in cli.COMMANDS if name not in done.stdout]
+    assert not [name for name in COMMANDS if name not in done.stdout]
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_the_reference_lists_exactly_the_options_of_a_command(name: str) -> None:
     page = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
     sections = dict(re.findall(r"^## mednca ([\w-]+)\n(.*?)(?=^## |\Z)", page, flags=re.M | re.S))
-    assert sections.keys() == cli.COMMANDS.keys()
+    assert sections.keys() == COMMANDS.keys()
     there = options_of_help(help_of(name)) - {"-h", "--help"}
     told = options_of_table(sections[name])
     assert there, "no option found: is the pattern still right?"
@@ -225,7 +226,7 @@ def small_world(folder: Path) -> Iterator[None]:
     none."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(cli.Train, "configure", tiny(cli.Train.configure))
+        patch.setattr(Train, "configure", tiny(Train.configure))
         patch.setattr(synthetic, "phantom", scan)
         if "hippocampus" not in modelfile.shipped_models():
             shipped = folder / ".shipped"
@@ -281,7 +282,7 @@ def test_the_examples_of_every_help_page_run(given: Path, tmp_path: Path) -> Non
     if importlib.util.find_spec("mednca.segment") is None:
         pytest.skip("--help shows examples once the branch with mednca.segment is merged")
     examples = []
-    for name in cli.COMMANDS:
+    for name in COMMANDS:
         block = re.search(r"^Examples?:\n((?: +\S.*\n?)+)", help_of(name), flags=re.M)
         assert block, f"mednca {name} --help shows no example"
         lines = [line.strip().removeprefix("$ ") for line in block[1].splitlines()]
