@@ -102,18 +102,11 @@ def options_of_table(text: str) -> set[str]:
 
 
 def status_of(words: Sequence[str]) -> int:
-    """Words of a mednca command -> its exit status, run in this process.
-
-    Skips the test where the command needs a module of mednca that is not written yet.
-    """
+    """Words of a mednca command -> its exit status, run in this process."""
     try:
         cli.main(words)
     except SystemExit as end:
         return int(end.code or 0)
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("mednca."):
-            pytest.skip(f"mednca {words[0]} needs {error.name}, which is not there yet")
-        raise
     raise AssertionError("main must end with an exit status")
 
 
@@ -279,8 +272,6 @@ def test_the_commands_of_a_page_run_one_after_the_other(page: str, given: Path, 
 
 
 def test_the_examples_of_every_help_page_run(given: Path, tmp_path: Path) -> None:
-    if importlib.util.find_spec("mednca.segment") is None:
-        pytest.skip("--help shows examples once the branch with mednca.segment is merged")
     examples = []
     for name in COMMANDS:
         block = re.search(r"^Examples?:\n((?: +\S.*\n?)+)", help_of(name), flags=re.M)
