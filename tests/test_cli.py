@@ -14,9 +14,10 @@ import pytest
 import tyro
 
 from mednca import __version__
-from mednca.cli import COMMANDS, main
+from mednca.cli import guarded, main
+from mednca.commands import COMMANDS
 from mednca.modelfile import load_model, save_model
-from tests.tiny import tiny_model, write_world
+from tests.small import tiny_model, write_world
 
 
 @pytest.fixture
@@ -186,3 +187,13 @@ def test_the_real_process_keeps_results_and_messages_apart(world: Path) -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)) == 3 and not done.stderr
+
+
+def test_a_missing_extra_is_named_and_a_bug_is_not_hidden(capsys: pytest.CaptureFixture[str]) -> None:
+    def needs(name: str) -> int:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    assert guarded(lambda: needs("torch.nn")) == 2
+    assert "torch is needed and not installed; pip install 'mednca[train]'" in capsys.readouterr().err
+    with pytest.raises(ModuleNotFoundError):
+        guarded(lambda: needs("mednca.misspelt"))

@@ -33,7 +33,7 @@ LIGHT = [
     *("metrics", "evaluate", "report"),
 ]
 #: Modules that talk to a person; the others log.
-SPEAKING = {"cli", "demo", "__main__"}
+SPEAKING = {"cli", "commands", "demo", "__main__"}
 
 
 def module(name: str) -> ast.Module:

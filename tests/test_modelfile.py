@@ -150,6 +150,8 @@ def test_a_model_is_found_by_folder_file_and_name(tmp_path: Path, monkeypatch: p
         find_model("hippo")
     with pytest.raises(InputError, match="no such model"):
         find_model("elsewhere/organ")
+    (tmp_path / "organ").mkdir()  # somebody's folder of that name
+    assert find_model("organ") == shipped / "organ.safetensors"
     with pytest.raises(InputError, match=r"not a run folder \(no model.safetensors in it\)"):
         find_model(run)
     (run / "config.json").write_text("{}")

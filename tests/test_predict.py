@@ -24,7 +24,7 @@ from mednca.nca import MedNCA, MedNCAConfig
 from mednca.predict import Predictor, decide, largest_component, plausibility, with_ensemble
 from mednca.segment import find_scans, predict_files
 from mednca.volume import Volume
-from tests.tiny import tiny_model, voxels, write_nifti
+from tests.small import tiny_model, voxels, write_nifti
 
 CODES = [
     "".join(codes)

@@ -21,7 +21,7 @@ import torch
 
 from mednca.cli import main
 from mednca.modelfile import save_model
-from tests.tiny import SHAPE, tiny_model, voxels, write_nifti, write_world
+from tests.small import SHAPE, tiny_model, voxels, write_nifti, write_world
 
 pytest.importorskip("torch.utils.tensorboard", reason="training needs the extra 'train'")
 

@@ -122,6 +122,8 @@ def load_model(source: str | Path) -> ModelFile:
 def find_model(source: str | Path) -> Path:
     """Run folder, file or name of a shipped model -> path of the model file."""
     path = Path(source)
+    shipped = SHIPPED / f"{source}.safetensors"
+    is_shipped = path.name == str(source) and shipped.is_file()
     if path.is_dir():
         if (path / "model.safetensors").is_file():
             return path / "model.safetensors"
@@ -130,11 +132,12 @@ def find_model(source: str | Path) -> Path:
             raise InputError(f"{path}: a cross-validation; name one of its models, as {folds[0].parent}")
         if (path / "config.json").is_file():
             raise InputError(f"{path}: this run has no model yet; go on with 'mednca train ... --resume'")
+        if is_shipped:  # a folder of that name that is no run does not hide the model
+            return shipped
         raise InputError(f"{path}: not a run folder (no model.safetensors in it)")
     if path.is_file():
         return path
-    shipped = SHIPPED / f"{source}.safetensors"
-    if path.name == str(source) and shipped.is_file():
+    if is_shipped:
         return shipped
     names = ", ".join(shipped_models()) or "none"
     raise InputError(
