@@ -39,7 +39,7 @@ from mednca.train import fit
 
 HERE = Path(__file__).resolve().parent
 GOAL = 0.85
-ITERATIONS = 900
+ITERATIONS = 1200
 RESULTS = HERE / "results" / "reliability.json"
 PAGE = HERE / "README.md"
 MARKS = ("<!-- reliability: begin -->", "<!-- reliability: end -->")
@@ -97,7 +97,7 @@ def measure(config: RunConfig, training: Any, held_out: Any, labels: dict[int, s
     dice = float(np.mean(list(scores.values()))) if scores else 0.0
     return {
         "dice": round(dice, 4),
-        "worst_case": round(min(scores.values(), default=0.0), 4),
+        "worst_case": round(float(min(scores.values(), default=0.0)), 4),
         "events": [f"{e['reason']} at {e['iteration']}: {e['event']}" for e in lines if e["kind"] == "event"],
         "failed": failed,
         "cpu_seconds": round(time.process_time() - started, 1),

@@ -250,8 +250,8 @@ def _row(statistics: dict[str, Any], digits: int, unit: str = "") -> str:
 
 def _wrapped(text: str) -> list[str]:
     """Text -> indented lines of at most 88 characters."""
-    indent = {"initial_indent": "  ", "subsequent_indent": "  "}
-    return textwrap.wrap(text, 88, break_long_words=False, break_on_hyphens=False, **indent)
+    lines = textwrap.wrap(text, 86, break_long_words=False, break_on_hyphens=False)
+    return [f"  {line}" for line in lines]
 
 
 def _duration(seconds: float) -> str:

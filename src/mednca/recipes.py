@@ -76,7 +76,7 @@ def quick(data: Fingerprint) -> RunConfig:
         config.train,
         iterations=2000,
         batch_size=8,
-        learning_rate=5e-3,
+        learning_rate=1e-2,
         warmup=100,
         ema=0.99,
         coarse_weight=1.0,
