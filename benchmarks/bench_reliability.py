@@ -39,7 +39,7 @@ from mednca.train import fit
 
 HERE = Path(__file__).resolve().parent
 GOAL = 0.85
-ITERATIONS = 1200
+ITERATIONS, BATCH_SIZE, LEARNING_RATE = 2000, 4, 1e-2  # a smaller budget than that of the recipe `quick`
 RESULTS = HERE / "results" / "reliability.json"
 PAGE = HERE / "README.md"
 MARKS = ("<!-- reliability: begin -->", "<!-- reliability: end -->")
@@ -72,7 +72,13 @@ def configure(data: Fingerprint, change: Change, seed: int, iterations: int) -> 
     """Fingerprint, setting and seed -> a configuration of the benchmark's own budget."""
     config = quick(data)
     train = replace(
-        config.train, iterations=iterations, validate_every=0, checkpoint_every=iterations, seed=seed
+        config.train,
+        iterations=iterations,
+        batch_size=BATCH_SIZE,
+        learning_rate=LEARNING_RATE,
+        validate_every=0,
+        checkpoint_every=iterations,
+        seed=seed,
     )
     return change(replace(config, recipe="bench_reliability", train=train))
 
