@@ -80,6 +80,7 @@ def quick(data: Fingerprint) -> RunConfig:
         warmup=100,
         ema=0.99,
         coarse_weight=1.0,
+        validate_every=250,
         validation_cases=4,
     )
     predict = replace(config.predict, ensemble=3)
