@@ -147,7 +147,7 @@ def draw(folds: Path) -> None:
         top.semilogy(*zip(*smooth, strict=True), label=run.name, linewidth=1)
         looked = [(e["iteration"], e["dice"]) for e in log if e["kind"] == "validation"]
         bottom.plot(*zip(*looked, strict=True), marker=".", label=run.name, linewidth=1)
-    top.set_ylabel("training loss (mean of 200 iterations)")
+    top.set_ylabel("training loss (smoothed)")
     bottom.set_ylabel("hard Dice on 6 held-out cases")
     bottom.set_xlabel("iteration")
     top.legend(ncols=5, fontsize=8)

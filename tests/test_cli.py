@@ -141,7 +141,7 @@ def test_info_tells_what_a_user_must_know(world: Path, capsys: pytest.CaptureFix
         parameters,
         "2 + 3",
         "made up, 3 cases, 1,234 iterations",
-        "dice 0.9000 (sd 0.0100, 95 % interval 0.8800-0.9200), on 2 cases",
+        "dice 0.9000 (sd 0.0100, 95 % interval 0.8800 to 0.9200) on 2 cases",
         "CC-BY-SA 4.0",
         "the makers",
         "not a medical device",

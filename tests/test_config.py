@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mednca.config import AugmentConfig, PredictConfig, RunConfig, TrainConfig, from_dict, to_dict
 from mednca.errors import InputError
-from mednca.nca import MedNCAConfig
+from mednca.nca import MedNCA, MedNCAConfig
 from mednca.recipes import RECIPES, Fingerprint, recipe, slice_axis, with_classes
 from mednca.slices import PreprocessConfig
 
@@ -175,10 +175,11 @@ HIPPOCAMPUS = Fingerprint(1, (1.0, 1.0, 1.0), (35, 51, 36), {1: "anterior", 2: "
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_gives_the_papers_size_and_its_own_name(name: str) -> None:
+def test_every_recipe_gives_its_own_name_and_size(name: str) -> None:
     config = recipe(name, HIPPOCAMPUS)
     assert config.recipe == name
-    assert (config.model.channels, config.model.hidden, config.model.scales) == (32, 128, (4, 1))
+    parameters = sum(weight.numel() for weight in MedNCA(config.model).parameters())
+    assert parameters == (8_960 if name == "quick" else 70_016)
     assert from_dict(RunConfig, json.loads(json.dumps(to_dict(config))), "x") == config
 
 

@@ -46,17 +46,20 @@ def describe(model: ModelFile) -> str:
         "warning": "; ".join(model_warnings(model)) or None,
     }
     width = max(map(len, rows)) + 2
-    return "\n".join(
-        textwrap.fill(
-            str(text),
-            WIDTH,
-            initial_indent=f"{name:{width}}",
-            subsequent_indent=" " * width,
-            break_long_words=False,
-        )
-        for name, text in rows.items()
-        if text
-    )
+    lines = []
+    for name, text in rows.items():
+        for number, part in enumerate(str(text).splitlines() if text else []):
+            first = f"{name if number == 0 else '':{width}}"
+            lines.append(
+                textwrap.fill(
+                    part,
+                    WIDTH,
+                    initial_indent=first,
+                    subsequent_indent=" " * width,
+                    break_long_words=False,
+                )
+            )
+    return "\n".join(lines)
 
 
 def model_warnings(model: ModelFile) -> list[str]:
@@ -101,20 +104,21 @@ def _ranges(fingerprint: Any) -> str | None:
 
 
 def _scores(scores: Any) -> str | None:
-    """Scores of the card, {"dice": {"mean": ..., "sd": ...}, "cases": [...]} or plain numbers -> a line."""
+    """Scores of the card, {"dice": {"mean": ..., "sd": ...}, "cases": [...]}, maybe with a protocol -> text,
+    a line for each score, Dice first."""
     if not isinstance(scores, dict):
         return None
     told = []
-    for name, value in scores.items():
+    for name in sorted(scores, key=lambda name: (name != "dice", name)):
+        value = scores[name]
         if isinstance(value, dict) and isinstance(value.get("mean"), int | float):
             spread = [f"sd {value['sd']:.4f}"] if isinstance(value.get("sd"), int | float) else []
-            if isinstance(value.get("ci95"), list) and len(value["ci95"]) == 2:
-                spread.append("95 % interval {:.4f}-{:.4f}".format(*value["ci95"]))
+            if isinstance(value.get("ci95"), list) and len(value["ci95"]) == 2 and None not in value["ci95"]:
+                spread.append("95 % interval {:.4f} to {:.4f}".format(*value["ci95"]))
             told.append(f"{name} {value['mean']:.4f}" + (f" ({', '.join(spread)})" if spread else ""))
-        elif isinstance(value, bool | str):
-            told.append(f"{name} {value}")
-        elif isinstance(value, int | float):
-            told.append(f"{name} {value:.4g}")
     cases = scores.get("cases")
-    where = f", on {len(cases)} cases that it was not trained on" if isinstance(cases, list) and cases else ""
-    return ", ".join(told) + where if told else None
+    if told and isinstance(cases, list) and cases:
+        told.append(f"on {len(cases)} cases that it was not trained on")
+    if told and isinstance(scores.get("protocol"), str):
+        told.append(scores["protocol"])
+    return "\n".join(told) if told else None

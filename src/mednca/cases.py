@@ -132,6 +132,20 @@ def find_cases(
     )
 
 
+def find_labelled_cases(folder: Path, group: str | None) -> CaseSet:
+    """Folder of a data set and rule for persons -> its cases, of which some have labels.
+
+    Raises:
+        InputError: As `find_cases`, and if there is a label without an image, which would be left out.
+    """
+    cases = find_cases(folder, group=group, require_labels=True)
+    folders = {case.label.parent for case in cases.cases if case.label}
+    for path in cases.strays:
+        if path.parent in folders:
+            raise InputError(f"{path}: a label without an image; add its image or remove it")
+    return cases
+
+
 def split_folds(cases: CaseSet | Iterable[Case], folds: int, seed: int) -> list[list[str]]:
     """Cases -> the ids of each fold, sorted; no group is in two folds, and folds are about equally large.
 

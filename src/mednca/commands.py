@@ -17,7 +17,6 @@ from tyro.conf import Positional, arg
 from mednca.errors import InputError
 
 if TYPE_CHECKING:
-    from mednca.cases import CaseSet
     from mednca.config import RunConfig
     from mednca.recipes import Fingerprint
 
@@ -82,11 +81,12 @@ class Train:
 
     def run(self) -> int:
         """Train, and print the table of the held-out cases."""
+        from mednca.cases import find_labelled_cases
         from mednca.predict import choose_engine
         from mednca.train import train
 
         choose_engine(self.device, self.engine)  # refuse before the data are read and a run folder is made
-        cases = labelled(self.data, self.group)
+        cases = find_labelled_cases(self.data, self.group)
         report = train(
             cases,
             self.out,
@@ -107,14 +107,15 @@ class Train:
 
     def configure(self, data: Fingerprint) -> RunConfig:
         """Fingerprint of the data -> the recipe's configuration with the options put in."""
-        from mednca.config import RunConfig, from_dict, to_dict
+        from mednca.config import RunConfig, from_dict, merged, to_dict
+        from mednca.files import read_json
         from mednca.recipes import recipe, with_classes
 
         config = recipe(self.recipe, data)
         if self.labels == "separate":
             config = with_classes(config, data.labels)
         if self.config is not None:
-            settings = merge(to_dict(config), read_json(self.config), str(self.config))
+            settings = merged(to_dict(config), read_json(self.config), str(self.config))
             config = from_dict(RunConfig, settings, str(self.config))
         names = ("iterations", "batch_size", "learning_rate", "seed")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
@@ -239,7 +240,9 @@ class Evaluate:
         """Evaluate, and print the table."""
         from tqdm import tqdm
 
+        from mednca.cases import find_labelled_cases
         from mednca.evaluate import evaluate
+        from mednca.files import read_lines
         from mednca.modelfile import load_model
         from mednca.predict import Predictor, with_ensemble
 
@@ -248,7 +251,7 @@ class Evaluate:
         if not self.tolerance >= 0:
             raise InputError(f"tolerance must be 0 mm or more, got {self.tolerance:g}")
         model = with_ensemble(load_model(self.model), self.ensemble)
-        found = labelled(self.data, self.group)
+        found = find_labelled_cases(self.data, self.group)
         chosen = found.cases
         if self.cases is not None:
             wanted = read_lines(self.cases)
@@ -410,51 +413,6 @@ def foreground(report: dict[str, Any]) -> str:
         f"{name} {voxels[name]} voxels" if ml is None else f"{name} {ml:.3g} ml"
         for name, ml in report["foreground_ml"].items()
     )
-
-
-def labelled(data: Path, group: str | None) -> CaseSet:
-    """Folder of a data set and rule for persons -> its cases, of which some have labels.
-
-    Raises:
-        InputError: As `find_cases`, and if there is a label without an image, which would be left out.
-    """
-    from mednca.cases import find_cases
-
-    cases = find_cases(data, group=group, require_labels=True)
-    folders = {case.label.parent for case in cases.cases if case.label}
-    for path in cases.strays:
-        if path.parent in folders:
-            raise InputError(f"{path}: a label without an image; add its image or remove it")
-    return cases
-
-
-def merge(settings: dict[str, Any], changes: Any, where: str) -> dict[str, Any]:
-    """Complete settings and a part of them -> the settings with the part put in, one level of nesting."""
-    if not isinstance(changes, dict):
-        raise InputError(f'{where}: expected a JSON object of settings, as {{"train": {{"patch": 48}}}}')
-    result = dict(settings)
-    for name, value in changes.items():
-        inner = isinstance(value, dict) and isinstance(result.get(name), dict)
-        result[name] = {**result[name], **value} if inner else value
-    return result
-
-
-def read_json(path: Path) -> Any:
-    """Path -> what the JSON file holds."""
-    try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except ValueError as error:
-        raise InputError(f"{path}: is not JSON ({error})") from error
-
-
-def read_lines(path: Path) -> set[str]:
-    """Path -> the lines of a text file that are not empty."""
-    try:
-        return {line.strip() for line in path.read_text().splitlines() if line.strip()}
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text ({error})") from error
 
 
 #: Name on the command line -> command.

@@ -224,6 +224,17 @@ def from_dict(kind: type[T], values: Any, where: str) -> T:
         raise InputError(f"{where}: {error}") from error
 
 
+def merged(settings: dict[str, Any], changes: Any, where: str) -> dict[str, Any]:
+    """Complete settings and a part of them -> the settings with the part put in, one level of nesting."""
+    if not isinstance(changes, dict):
+        raise InputError(f'{where}: expected a JSON object of settings, as {{"train": {{"patch": 48}}}}')
+    result = dict(settings)
+    for name, value in changes.items():
+        inner = isinstance(value, dict) and isinstance(result.get(name), dict)
+        result[name] = {**result[name], **value} if inner else value
+    return result
+
+
 def _value(hint: Any, value: Any, where: str) -> Any:
     """A value as JSON gave it -> as the type hint wants it."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)

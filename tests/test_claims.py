@@ -1,0 +1,68 @@
+"""Figures in README and in the shipped model's card are those of the stored results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mednca.modelfile import load_model
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def result(path: str) -> Any:
+    """Path under the root -> the stored JSON."""
+    return json.loads((ROOT / path).read_text(encoding="utf-8"))
+
+
+def test_the_hippocampus_figures_are_those_of_the_out_of_fold_report() -> None:
+    report = result("reproduce/results/hippocampus_oof.json")
+    row = report["summary"]["merged"]
+    dice, single = row["dice"], report["provenance"]["single_run"]["dice"]
+    low, high = dice["ci95"]
+    assert dice["n"] == 208
+    assert f"**{dice['mean']:.3f}** ± {dice['sd']:.3f}, 95 % interval {low:.3f} to {high:.3f}" in README
+    assert f"{single['mean']:.3f} ± {single['sd']:.3f} with one run" in README
+    assert f"HD95 {row['hd95_mm']['mean']:.2f} mm, ASSD {row['assd_mm']['mean']:.2f} mm" in README
+    assert f"NSD within 1 mm {row['nsd']['mean']:.3f}" in README
+    assert f"soft Dice {row['soft_dice']['mean']:.3f}" in README
+    people = {case["group"] for case in report["cases"].values()}
+    assert f"{len(report['cases'])} volumes of {len(people)} people" in README
+    sides = {(case["group"], case["fold"]) for case in report["cases"].values()}
+    assert len(sides) == len(people)  # nobody is on both sides
+
+
+def test_the_shipped_model_carries_the_same_scores_and_its_page_its_hash() -> None:
+    model = load_model("hippocampus")
+    report = result("reproduce/results/hippocampus_oof.json")
+    for name, row in model.card["scores"].items():
+        if isinstance(row, dict):
+            assert row["mean"] == report["summary"]["merged"][name]["mean"], name
+    page = (ROOT / "src/mednca/models/hippocampus.md").read_text(encoding="utf-8")
+    assert model.hash in page and f"{model.parameters:,}" in page and model.parameters == 70_016
+    assert sorted(model.card["training_cases"]) == sorted(report["cases"])
+    assert "CC-BY-SA" in model.card["licence"] and "ot a medical device" in model.card["intended_use"]
+
+
+def test_the_official_figures_are_those_of_the_run_over_all_cases() -> None:
+    means = result("reproduce/results/official.json")["means"]
+    for name, key in (("soft", "soft64"), ("hard", "hard64"), ("native", "native")):
+        assert f"{name} {means[key]['ours']:.3f}" in README
+        assert abs(means[key]["difference"]) <= 0.003
+        assert means[key]["largest_difference_of_a_case"] <= 0.03
+
+
+def test_the_speed_is_that_of_the_benchmark() -> None:
+    times = result("benchmarks/results/training.json")["cpu_seconds"]
+    job = next(times[name] for name in times if name.startswith("paper: forward and backward"))
+    assert f"{job['native']['times_eager']:.1f} times as fast" in README
+
+
+def test_the_reliability_is_that_of_the_benchmark() -> None:
+    runs = result("benchmarks/results/reliability.json")["runs"].values()
+    for setting, words in (("ours", "reach Dice 0.85"), ("unguarded", "without")):
+        found = [run["dice"] for run in runs if run["setting"] == setting]
+        assert len(found) == 10
+        assert f"{sum(dice >= 0.85 for dice in found)} of 10 {words}" in README
