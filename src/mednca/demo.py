@@ -7,14 +7,13 @@ model on them, then `predict_files` for their masks.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import shlex
 import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -107,14 +106,13 @@ def demo(
         return replace(config, train=replace(config.train, iterations=iterations or config.train.iterations))
 
     started, worked = time.perf_counter(), time.process_time()
-    with one_thread():
-        report = train(cases, out / "run", configure, validation=HELD_OUT, progress=progress)
-        assert report is not None  # a part was kept out
-        told: dict[str, Any] = {"data": cases.name, "seconds": round(time.perf_counter() - started, 1)}
-        told["cpu_seconds"] = round(time.process_time() - worked, 1)
-        replace(report, provenance=report.provenance | told).write(out / "metrics.json")
-        by_id = {case.id: case for case in cases.cases}
-        draw(out, [by_id[name] for name in report.cases], progress=progress)
+    report = train(cases, out / "run", configure, validation=HELD_OUT, progress=progress)
+    assert report is not None  # a part was kept out
+    told: dict[str, Any] = {"data": cases.name, "seconds": round(time.perf_counter() - started, 1)}
+    told["cpu_seconds"] = round(time.process_time() - worked, 1)
+    replace(report, provenance=report.provenance | told).write(out / "metrics.json")
+    by_id = {case.id: case for case in cases.cases}
+    draw(out, [by_id[name] for name in report.cases], progress=progress)
     shutil.copyfile(out / "run" / "curve.png", out / "curve.png")
     text = summary(out, data, report, told["seconds"])
     (out / "README.txt").write_text(text + "\n", encoding="utf-8")
@@ -139,20 +137,6 @@ def prepare(out: Path, data: Path | None) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Run the block with one thread of PyTorch: the tensors are small, and where other programs use the cores
-    too, threads that wait for each other took seven times as long."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def draw(out: Path, held_out: Sequence[Case], *, progress: bool) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -115,7 +116,8 @@ def train(
     runs = [open_run(path, config, splits[path], resume=resume, force=force) for path in chosen]
     if folds and force:
         (out / "report.json").unlink(missing_ok=True)
-    reports = [finish(run, cases, scans, device=device, engine=engine, progress=progress) for run in runs]
+    with one_thread():
+        reports = [finish(run, cases, scans, device=device, engine=engine, progress=progress) for run in runs]
     if not folds:
         return reports[0]
     finished = {path.name: RunFolder(path).report for path in splits}
@@ -130,6 +132,22 @@ def train(
     report = merge_reports({name: Report.from_json(path.read_text()) for name, path in finished.items()})
     report.write(out / "report.json", force=True)
     return report
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Run the block with one thread of PyTorch, then as before.
+
+    The native engine has one thread, and the other tensors are small: where other programs use the cores too,
+    threads that wait for each other took seven times as long. Sums are then also made in one order, whatever
+    the number of cores. Two trainings side by side use two cores.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def held_out_cases(cases: CaseSet, share: float, seed: int) -> list[str]:
