@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -216,3 +217,24 @@ def test_slices_are_cut_where_the_scan_is_coarse(
     shape: tuple[int, int, int], spacing: tuple[float, float, float], axis: int
 ) -> None:
     assert slice_axis(Fingerprint(1, spacing, shape, {1: "x"})) == axis
+
+
+@pytest.mark.parametrize(
+    ("names", "flip"),
+    [
+        ({1: "right lung", 2: "left_lung"}, ()),
+        ({1: "Hippocampus-L", 2: "Hippocampus-R"}, ()),
+        ({1: "anterior", 2: "posterior"}, (0,)),
+        ({1: "cleft", 2: "bright rim"}, (0,)),
+    ],
+)
+def test_what_is_left_or_right_is_not_mirrored(names: dict[int, str], flip: tuple[int, ...]) -> None:
+    assert with_classes(recipe("native", HIPPOCAMPUS), names).augment.flip == flip
+
+
+@pytest.mark.parametrize(("axis", "flip"), [(0, ()), (1, (0,)), (2, (0,))])
+def test_only_left_and_right_are_mirrored(axis: int, flip: tuple[int, ...]) -> None:
+    spacing = [1.0, 1.0, 1.0]
+    spacing[axis] = 4.0
+    config = recipe("native", replace(HIPPOCAMPUS, spacing=(spacing[0], spacing[1], spacing[2])))
+    assert config.preprocess.axis == axis and config.augment.flip == flip

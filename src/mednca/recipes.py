@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -39,7 +40,8 @@ def native(data: Fingerprint) -> RunConfig:
     model = MedNCAConfig(image_channels=data.modalities * (2 * context + 1), steps=(16, 16))
     spacing = (data.spacing[rows], data.spacing[columns]) if volumetric else None
     preprocess = PreprocessConfig(modalities=data.modalities, axis=axis, context=context, spacing=spacing)
-    return RunConfig("native", model=model, preprocess=preprocess)
+    mirror = AugmentConfig(flip=(0,) if rows == 0 else ())  # left and right only: anatomy has no other mirror
+    return RunConfig("native", model=model, preprocess=preprocess, augment=mirror)
 
 
 def quick(data: Fingerprint) -> RunConfig:
@@ -149,16 +151,18 @@ def recipe(name: str, data: Fingerprint) -> RunConfig:
 
 def with_classes(config: RunConfig, labels: dict[int, str]) -> RunConfig:
     """Configuration and labels (value -> name) -> the same with a class for each label instead of one for
-    all.
+    all; without mirroring where a name tells left from right.
 
     Raises:
         InputError: If the model has no room for so many, or a value is no class number.
     """
     values = tuple(sorted(labels))
     names = tuple(labels[value] for value in values)
+    sided = any(re.search(r"(?<![a-z])(left|right|[lr])(?![a-z])", name.lower()) for name in names)
+    augment = replace(config.augment, flip=()) if sided else config.augment
     try:
         model = replace(config.model, classes=len(values))
-        return replace(config, labels=names, values=values, merge=False, model=model)
+        return replace(config, labels=names, values=values, merge=False, model=model, augment=augment)
     except ValueError as error:
         raise InputError(f"labels {', '.join(names)}: cannot have a class each: {error}") from error
 
