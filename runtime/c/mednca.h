@@ -1,0 +1,150 @@
+/* mednca: from the voxels of a scan to its mask, and the training of what does it. One C99 library, no dependency.
+ *
+ * A model is opened once from the bytes of its .safetensors file and then never changes: any number of threads may use
+ * it. Nothing is allocated after that; the caller hands in the memory to work in. The library starts no thread: to use
+ * several, call the same function from each, either for different slices, each with working memory of its own, or as a
+ * team that shares the memory of one slice (rank 0 .. team - 1, all of them must call). Results never depend on that.
+ *
+ *     model = mednca_open(bytes, size, &options, message, sizeof message);
+ *     work = calloc(1, mednca_work_size(model, &scan, message, sizeof message));
+ *     mednca_begin(model, &scan, work, &job, message, sizeof message);
+ *     for (i = 0; i < job.slices; i++)
+ *         mednca_slice(&job, i, work, 0, 1, mask, mask_strides, NULL, NULL, &counts);
+ *
+ * Functions that can fail return null, 0 bytes or a status other than 0, and put one line for a person into message.
+ */
+#ifndef MEDNCA_H
+#define MEDNCA_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef _WIN32
+#define MEDNCA_API __declspec(dllexport)
+#elif defined(__GNUC__)
+#define MEDNCA_API __attribute__((visibility("default")))
+#else
+#define MEDNCA_API
+#endif
+
+enum { MEDNCA_VERSION = 1, MEDNCA_LEVELS = 8, MEDNCA_MODALITIES = 16, MEDNCA_CLASSES = 255, MEDNCA_MESSAGE = 256 };
+
+/* Arithmetic of the cells. */
+enum {
+    MEDNCA_FP32, /* as PyTorch has it, to rounding */
+    MEDNCA_INT16 /* the same bits on every machine; needs a model file that holds the ranges of its states */
+};
+
+/* Number types of voxels. */
+enum {
+    MEDNCA_I8, MEDNCA_U8, MEDNCA_I16, MEDNCA_U16, MEDNCA_I32, MEDNCA_U32, MEDNCA_F32, MEDNCA_F64
+};
+
+typedef struct mednca_model mednca_model;
+
+typedef struct {
+    int32_t numbers;              /* MEDNCA_FP32 or MEDNCA_INT16 */
+    int32_t gauge;                /* 1: rewrite the rule with fewer multiplications where that is well conditioned; 0: do not */
+    int32_t gate;                 /* >= 0: finer levels only where the coarse foreground, dilated by so many pixels, lies; -1: everywhere */
+    int32_t ensemble;             /* runs with other fire masks to average; 0: the model's own number */
+    uint32_t seed;                /* names the random stream of the fire masks */
+    int32_t steps[MEDNCA_LEVELS]; /* steps of each level; 0: the model's own number */
+    const char *instructions;     /* one of mednca_instructions(); null: the best */
+} mednca_options;
+
+/* What a model is. */
+typedef struct {
+    int32_t modalities, context, axis;                                      /* its input */
+    int32_t image_channels, classes, channels, hidden, depthwise, levels;   /* its rule */
+    int32_t scales[MEDNCA_LEVELS], steps[MEDNCA_LEVELS];
+    int32_t ensemble, largest_component, parameters;
+    uint8_t values[MEDNCA_CLASSES];                                         /* of each class, in the mask */
+    int32_t numbers, has_range;                                             /* has_range: int16 is possible */
+    double condition[MEDNCA_LEVELS];                                        /* of the rewrite; 0 where it is not used */
+    char instructions[16];
+} mednca_facts;
+
+/* A scan: voxel (c, x, y, z) is at voxels + c strides[0] + x strides[1] + y strides[2] + z strides[3] bytes, and its value
+ * is slope * number + intercept. Axes run to the right, to the front and up (RAS+); strides may be negative. */
+typedef struct {
+    const void *voxels;
+    int32_t type;
+    double slope, intercept;
+    int64_t shape[4], strides[4];
+    double spacing[3]; /* mm */
+} mednca_scan;
+
+/* A scan that has been measured; see mednca_begin(). Slices are cut across the model's axis. */
+typedef struct {
+    const mednca_model *model;
+    mednca_scan scan;
+    int64_t slices, rows, columns;            /* of the scan */
+    int64_t height, width;                    /* of a slice after resampling */
+    int64_t grid_rows, grid_columns;          /* and after padding */
+    int64_t top, left;                        /* where the slice lies in that */
+    double low[MEDNCA_MODALITIES], high[MEDNCA_MODALITIES]; /* normalisation */
+} mednca_job;
+
+typedef struct {
+    int64_t cells;     /* updates of cells that were computed */
+    int64_t all;       /* cells times steps: what would have been looked at without fire masks and gate */
+    int64_t saturated; /* int16: numbers that did not fit their range; 0 in fp32 */
+} mednca_counts;
+
+/* Names of the instruction sets that this library has and this machine runs, best first; null after the last. */
+MEDNCA_API const char *mednca_instructions(int32_t index);
+
+/* Contents of a model file -> model, or null. The bytes are not needed afterwards. options may be null: fp32, rewritten,
+ * no gate, seed 0, all else the model's own. */
+MEDNCA_API mednca_model *mednca_open(const void *bytes, size_t size, const mednca_options *options, char *message,
+                                     size_t message_size);
+MEDNCA_API void mednca_close(mednca_model *model);
+MEDNCA_API void mednca_about(const mednca_model *model, mednca_facts *facts);
+
+/* Bytes to work in for this scan; 0 where the model cannot take it. Zero them before the first use. */
+MEDNCA_API size_t mednca_work_size(const mednca_model *model, const mednca_scan *scan, char *message, size_t message_size);
+
+/* Measures a scan: sizes, and what its values are normalised with. Status 0 or 1. */
+MEDNCA_API int mednca_begin(const mednca_model *model, const mednca_scan *scan, void *work, mednca_job *job, char *message,
+                            size_t message_size);
+
+/* One slice. Its part of the mask, and of the probabilities of the classes unless null, is written: mask voxel (x, y, z)
+ * at mask_strides[0 .. 2] bytes, probability (k, x, y, z) at probability_strides[0 .. 3] bytes. counts are added to.
+ * largest_component is left to mednca_largest_component(). */
+MEDNCA_API void mednca_slice(const mednca_job *job, int64_t slice, void *work, int32_t rank, int32_t team, uint8_t *mask,
+                             const int64_t *mask_strides, float *probability, const int64_t *probability_strides,
+                             mednca_counts *counts);
+
+/* Mask (X, Y, Z) -> the same with all but the largest piece of its foreground (joined by faces) removed.
+ * memory: 4 bytes for each voxel, zeroed or not. */
+MEDNCA_API void mednca_largest_component(uint8_t *mask, const int64_t *shape, const int64_t *strides, int32_t *memory);
+
+/* ---- Single levels: for tests, benchmarks and calibration ---- */
+
+/* Bytes to work in for a grid of this size. */
+MEDNCA_API size_t mednca_level_size(const mednca_model *model, int64_t height, int64_t width);
+
+/* State float32 (H, W, channels), in place -> after the steps first .. first + steps - 1 of a level. gate: bytes (H, W),
+ * cells that may fire, or null. largest: null, or float32 (channels + 2 channels + hidden) that is raised to the largest
+ * magnitudes of state, views and hidden units before the ReLU (fp32 without the rewrite, team of 1). */
+MEDNCA_API void mednca_level(const mednca_model *model, int32_t level, float *state, int64_t height, int64_t width,
+                             int32_t first, int32_t steps, uint32_t seed, int64_t item, const uint8_t *gate, void *work,
+                             int32_t rank, int32_t team, float *largest, mednca_counts *counts);
+
+/* ---- Training: see train.c ---- */
+
+typedef struct {
+    int64_t batch, height, width, channels, hidden, steps, depthwise;
+} mednca_shape;
+
+MEDNCA_API void mednca_fires(int64_t batch, int64_t height, int64_t width, int64_t steps, int64_t seed, int64_t level,
+                             uint32_t threshold, const int64_t *items, const int64_t *rows, const int64_t *columns,
+                             uint8_t *fires, int64_t *counts);
+MEDNCA_API int mednca_forward(const mednca_shape *shape, float *state, const uint8_t *fires, const float *filters,
+                              const float *views, const float *w1, const float *b1, const float *w2, float *kept);
+MEDNCA_API int mednca_backward(const mednca_shape *shape, float *state, float *d_state, const uint8_t *fires,
+                               const int64_t *counts, const float *kept, const float *filters_t, const float *w1,
+                               const float *b1, const float *w1_t, const float *w2_t, float *d_filters, float *d_views,
+                               float *d_w1, float *d_b1, float *d_w2);
+
+#endif
