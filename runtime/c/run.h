@@ -1,0 +1,65 @@
+/* What the files of mednca-run share. mednca-run.c has arguments, files and errors, segment.c threads and progress,
+ * bench.c the benchmark, nifti.c scans and masks, mednca.c the engine. */
+#ifndef MEDNCA_RUN_H
+#define MEDNCA_RUN_H
+
+#include "mednca.h"
+#include "nifti.h"
+
+enum { THREADS = 64 };
+
+/* What was asked for. */
+typedef struct {
+    const char *model, *scan, *out;
+    mednca_options engine;
+    int32_t threads, force, quiet, bench, info, hash;
+    int64_t height, width; /* of the slice of --bench */
+    int32_t levels;        /* that --steps names */
+} settings;
+
+/* ---- mednca-run.c ---- */
+
+/* Prints one line and ends the program with status 2; nothing half-written stays. */
+__attribute__((noreturn, format(printf, 1, 2))) void die(const char *format, ...);
+
+double megabytes(double bytes);
+
+/* 64, 64 -> "64+64" in text. */
+const char *list(char *text, size_t size, const int32_t *values, int32_t count, const char *between);
+
+/* ---- segment.c ---- */
+
+/* Seconds since some moment. */
+double now(void);
+
+/* What a thread does: rank 0 .. threads - 1. */
+typedef void Work(void *what, int32_t rank, mednca_counts *counts);
+
+/* Calls work(what, rank) for all ranks at the same time, returns when all are done, and adds up what they count. */
+void in_parallel(int32_t count, Work *work, void *what, mednca_counts *counts);
+
+int32_t processors(void);
+
+/* Shows on stderr, from two seconds on and until the end, how much of total the threads have counted. 0: shows nothing.
+ */
+void begin_progress(int64_t total);
+void end_progress(void);
+
+/* Zeroed memory, or null where this machine does not have so much beside the bytes that are taken already. */
+void *allocate(size_t size, size_t taken);
+
+/* How many runs are averaged. */
+int32_t runs_of(const mednca_model *model, const settings *set);
+
+/* What a slice costs at most, in the unit of counts.all. */
+int64_t cells_of_slice(const mednca_job *job, const settings *set);
+
+/* Scan -> mask (X, Y, Z) in new memory, x fastest; or null and a line in message. */
+uint8_t *segment(const mednca_model *model, const nifti_image *image, const settings *set, mednca_counts *counts,
+                 char *message, size_t message_size);
+
+/* ---- bench.c ---- */
+
+void run_bench(const mednca_model *model, const settings *set);
+
+#endif
