@@ -212,12 +212,12 @@ static char *unescaped(Json text, size_t *length)
         if (*p != '\\') {
             *to++ = *p;
         } else if (++p < text.end - 1) {
-            const char *from = strchr("\"\"\\\\//b\bf\fn\nr\rt\t", *p);
-            if (*p == 'u') {
-                *to++ = '?';
+            const char *pair = "\"\"\\\\//b\bf\fn\nr\rt\t"; /* what stands behind the backslash, what it means */
+            while (*pair && *pair != *p)
+                pair += 2;
+            *to++ = *pair ? pair[1] : '?';
+            if (*p == 'u')
                 p += text.end - 1 - p > 4 ? 4 : 0;
-            } else
-                *to++ = from ? from[1] : '?';
         }
     }
     *length = (size_t)(to - out);
