@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 
 enum { RUNS = 5, PATIENCE = 60 /* seconds after which there is no further run */ };
 
@@ -69,6 +68,19 @@ static uint64_t hash_states(const mednca_model *model, const settings *set)
 
 /* ---- Speed ---- */
 
+/* The most memory that this program has had; the system's usage would count in what started it. */
+static double most_memory(void)
+{
+    char line[256];
+    long long kilobytes = 0;
+    FILE *file = fopen("/proc/self/status", "r");
+    while (file && fgets(line, sizeof line, file) && sscanf(line, "VmHWM: %lld", &kilobytes) != 1)
+        ;
+    if (file)
+        fclose(file);
+    return megabytes(1024 * (double)kilobytes);
+}
+
 /* What the system calls this machine. */
 static const char *machine(char *name, size_t size)
 {
@@ -130,20 +142,18 @@ static void report(const mednca_model *model, const settings *set, const slice_l
                    double *seconds, int runs)
 {
     mednca_facts f;
-    struct rusage usage;
     char name[128], steps[128];
     mednca_about(model, &f);
-    getrusage(RUSAGE_SELF, &usage);
     qsort(seconds, (size_t)runs, sizeof *seconds, by_size);
     double median = runs % 2 ? seconds[runs / 2] : (seconds[runs / 2 - 1] + seconds[runs / 2]) / 2;
-    double cells = (double)cells_of_slice(&l->job, set), memory = megabytes(1024 * (double)usage.ru_maxrss);
+    double cells = (double)cells_of_slice(&l->job), memory = most_memory();
     const char *called = machine(name, sizeof name), *many = set->threads > 1 ? "s" : "";
     const char *numbers = set->engine.numbers == MEDNCA_INT16 ? "int16" : "fp32";
     list(steps, sizeof steps, f.steps, f.levels, "+");
 
     printf("machine       %s, %d thread%s\n", called, set->threads, many);
     printf("instructions  %s, %s\n", f.instructions, numbers);
-    printf("model         %d parameters, steps %s, runs %d\n", f.parameters, steps, runs_of(model, set));
+    printf("model         %d parameters, steps %s, runs %d\n", f.parameters, steps, f.ensemble);
     printf("slice         %" PRId64 " x %" PRId64 " pixels, %" PRId64 " x %" PRId64 " cells\n", set->height, set->width,
            l->job.grid_rows, l->job.grid_columns);
     printf("seconds       %.3f a slice (median of %d, %.3f to %.3f)\n", median, runs, seconds[0], seconds[runs - 1]);
@@ -154,8 +164,8 @@ static void report(const mednca_model *model, const settings *set, const slice_l
         printf("saturated     %" PRId64 " numbers did not fit the model's int16 range\n", counts->saturated);
     printf("to paste      mednca-run %d | %s | %d thread%s | %s %s | %d parameters, steps %s, runs %d | %" PRId64
            " x %" PRId64 " cells | %.3f s | %.1f MB\n",
-           MEDNCA_VERSION, called, set->threads, many, f.instructions, numbers, f.parameters, steps,
-           runs_of(model, set), l->job.grid_rows, l->job.grid_columns, median, memory);
+           MEDNCA_VERSION, called, set->threads, many, f.instructions, numbers, f.parameters, steps, f.ensemble,
+           l->job.grid_rows, l->job.grid_columns, median, memory);
 }
 
 void run_bench(const mednca_model *model, const settings *set)
@@ -199,7 +209,7 @@ void run_bench(const mednca_model *model, const settings *set)
     int runs = 0;
     while (!runs || (runs < RUNS && spent + seconds[0] < PATIENCE)) {
         memset(&counts, 0, sizeof counts);
-        begin_progress(set->quiet ? 0 : cells_of_slice(&l.job, set));
+        begin_progress(set->quiet ? 0 : cells_of_slice(&l.job));
         double start = now();
         in_parallel(set->threads, share_slice, &l, &counts);
         seconds[runs] = now() - start;

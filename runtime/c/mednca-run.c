@@ -446,6 +446,7 @@ int main(int count, char **words)
     int only_names = 0;
     for (int i = 0; i < 3; i++)
         signal(signals[i], stop);
+    signal(SIGXFSZ, SIG_IGN); /* a file that grows too large is an error like others */
     for (int i = 1; i < count; i++) {
         const char *word = words[i];
         if (!only_names && (!strcmp(word, "-h") || !strcmp(word, "--help"))) {

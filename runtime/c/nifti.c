@@ -186,23 +186,68 @@ static int is_code(int64_t code)
     return code >= 0 && code <= 5;
 }
 
-/* Quaternion b, c, d -> the rotation, or 1 where they are too long to be parts of a unit quaternion. */
-static int rotation(const double q[3], double least, double matrix[3][3])
+/* Sums of two doubles, as exact as nibabel's long doubles and more: a spacing of 2.5 must come out as 2.5 on every
+ * machine, since the size that slices are resampled to is rounded from it. */
+typedef struct {
+    double high, low;
+} twofold;
+
+static twofold sum(double a, double b)
 {
-    double x = q[0], y = q[1], z = q[2];
-    double rest = 1 - (x * x + y * y + z * z), w = 0;
-    if (!(fabs(rest) < least)) {
-        if (!(rest >= 0))
-            return 1;
-        w = sqrt(rest);
+    double high = a + b, part = high - a;
+    return (twofold){high, (a - (high - part)) + (b - part)};
+}
+
+static twofold product(double a, double b)
+{
+    double high = a * b, c = 134217729 * a, d = 134217729 * b; /* 2^27 + 1: halves of the digits */
+    double a1 = c - (c - a), a2 = a - a1, b1 = d - (d - b), b2 = b - b1;
+    return (twofold){high, ((a1 * b1 - high) + a1 * b2 + a2 * b1) + a2 * b2};
+}
+
+static twofold add(twofold a, twofold b)
+{
+    twofold s = sum(a.high, b.high);
+    return sum(s.high, s.low + (a.low + b.low));
+}
+
+static twofold times(twofold a, twofold b)
+{
+    twofold p = product(a.high, b.high);
+    return sum(p.high, p.low + (a.high * b.low + a.low * b.high));
+}
+
+static twofold minus(twofold a)
+{
+    return (twofold){-a.high, -a.low};
+}
+
+/* Quaternion b, c, d -> the rotation, or 1 where they are too long to be parts of a unit quaternion. Below least the
+ * first part counts as 0. */
+static int rotation(const double q[3], double least, twofold turn[3][3])
+{
+    const twofold one = {1, 0};
+    twofold v[3], square[3], w = {0, 0}, scale = {2, 0};
+    for (int i = 0; i < 3; i++) {
+        v[i] = (twofold){q[i], 0};
+        square[i] = product(q[i], q[i]);
     }
-    double s = 2 / (w * w + x * x + y * y + z * z);
-    double turn[3][3] = {
-        {1 - s * (y * y + z * z), s * (x * y - w * z), s * (x * z + w * y)},
-        {s * (x * y + w * z), 1 - s * (x * x + z * z), s * (y * z - w * x)},
-        {s * (x * z - w * y), s * (y * z + w * x), 1 - s * (x * x + y * y)},
-    };
-    memcpy(matrix, turn, sizeof turn);
+    twofold length = add(add(square[0], square[1]), square[2]), rest = add(one, minus(length));
+    if (!(fabs(rest.high) < least)) {
+        if (!(rest.high >= 0))
+            return 1;
+        double root = sqrt(rest.high);
+        w = sum(root, add(rest, minus(product(root, root))).high / (2 * root));
+    } else {
+        double ratio = 2 / length.high;
+        scale = sum(ratio, add(scale, minus(times((twofold){ratio, 0}, length))).high / length.high);
+    }
+    for (int i = 0; i < 3; i++) {
+        const int j = (i + 1) % 3, k = (i + 2) % 3;
+        turn[i][i] = add(one, minus(times(scale, add(square[j], square[k]))));
+        turn[i][j] = times(scale, add(product(q[i], q[j]), minus(times(w, v[k]))));
+        turn[i][k] = times(scale, add(product(q[i], q[k]), times(w, v[j])));
+    }
     return 0;
 }
 
@@ -213,13 +258,13 @@ static int place(nifti_image *image, int axes, char *message, size_t size)
     if (image->sform_code) {
         memcpy(affine, image->rows, sizeof image->rows);
     } else if (image->qform_code) {
-        double turn[3][3];
+        twofold turn[3][3];
         double least = 3 * (image->version == 1 ? (double)FLT_EPSILON : DBL_EPSILON);
         if (rotation(image->quatern, least, turn))
             return refuse(message, size, "its quaternion (quatern_b, c, d) is longer than 1; repair the header");
         for (int i = 0; i < 3; i++) {
             for (int j = 0; j < 3; j++)
-                affine[i][j] = turn[i][j] * image->pixdim[1 + j];
+                affine[i][j] = times(turn[i][j], (twofold){image->pixdim[1 + j], 0}).high;
             affine[i][2] *= image->pixdim[0];
             affine[i][3] = image->offset[i];
         }

@@ -48,11 +48,8 @@ void end_progress(void);
 /* Zeroed memory, or null where this machine does not have so much beside the bytes that are taken already. */
 void *allocate(size_t size, size_t taken);
 
-/* How many runs are averaged. */
-int32_t runs_of(const mednca_model *model, const settings *set);
-
 /* What a slice costs at most, in the unit of counts.all. */
-int64_t cells_of_slice(const mednca_job *job, const settings *set);
+int64_t cells_of_slice(const mednca_job *job);
 
 /* Scan -> mask (X, Y, Z) in new memory, x fastest; or null and a line in message. */
 uint8_t *segment(const mednca_model *model, const nifti_image *image, const settings *set, mednca_counts *counts,

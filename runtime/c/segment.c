@@ -160,21 +160,14 @@ void *allocate(size_t size, size_t taken)
     return (double)size + (double)taken > there ? NULL : calloc(1, size);
 }
 
-int32_t runs_of(const mednca_model *model, const settings *set)
-{
-    mednca_facts facts;
-    mednca_about(model, &facts);
-    return set->engine.ensemble ? set->engine.ensemble : facts.ensemble;
-}
-
-int64_t cells_of_slice(const mednca_job *job, const settings *set)
+int64_t cells_of_slice(const mednca_job *job)
 {
     mednca_facts facts;
     mednca_about(job->model, &facts);
     int64_t cells = 0;
     for (int32_t i = 0; i < facts.levels; i++)
         cells += job->grid_rows / facts.scales[i] * (job->grid_columns / facts.scales[i]) * facts.steps[i];
-    return cells * runs_of(job->model, set);
+    return cells * facts.ensemble;
 }
 
 /* A scan on its way to a mask. While there are slices enough, each thread takes its own; the rest they do together. */
@@ -229,7 +222,7 @@ static int run_slices(labour *l, const mednca_model *model, const mednca_scan *s
     if (mednca_begin(model, scan, l->memory[0], &job, message, message_size))
         return 1;
     l->job = &job;
-    begin_progress(set->quiet ? 0 : job.slices * cells_of_slice(&job, set));
+    begin_progress(set->quiet ? 0 : job.slices * cells_of_slice(&job));
     if (l->alone)
         in_parallel(l->threads, take_slices, l, counts);
     for (l->together = (int64_t)l->alone; l->together < job.slices; l->together++)
