@@ -31,6 +31,7 @@ from mednca.dataset import class_numbers, load_scan
 from mednca.files import atomic_write
 from mednca.metrics import dice_score, soft_dice_score
 from mednca.modelfile import ModelFile
+from mednca.nca import MedNCA
 from mednca.official import import_official
 from mednca.predict import decide, predict_slices
 from mednca.slices import prepare_image, prepare_label, restore
@@ -45,7 +46,8 @@ def score(model: ModelFile, case: Case, *, seed: int = 0, engine: str = "auto") 
     label = class_numbers(scan.label, config)
     image = prepare_image(scan.image, config.preprocess)
     run = choose("cpu", engine)
-    shares = predict_slices(model.build(), image, config.preprocess, seed=seed, run=run)
+    rules = MedNCA.from_weights(config.model, model.weights)
+    shares = predict_slices(rules, image, config.preprocess, seed=seed, run=run)
     small = prepare_label(label, config.preprocess, 1)
     mask = decide(restore(shares, scan.image, config.preprocess), config.predict.threshold, (1,))
     return {

@@ -61,7 +61,7 @@ class Predictor:
 
     def __post_init__(self) -> None:
         self._run = choose_engine(self.device, self.engine)
-        self._model = self.file.build().to(self.device)
+        self._model = MedNCA.from_weights(self.file.config.model, self.file.weights).to(self.device)
         self._hash = self.file.hash
 
     @property
