@@ -492,6 +492,7 @@ typedef struct {
     float *shares;               /* (K, height, width): probabilities, summed over the ensemble */
     float *row, *taps;           /* one row of a slice; the weights of one of its pixels */
     uint8_t *gate, *dilated;     /* (grid rows, grid columns) */
+    float *flat;                 /* where slices are normalised one by one: their pixels side by side */
     uint32_t *histogram;         /* 65536 */
     char *grids[2];              /* levels take turns; the last one has the first */
     char *desks;
@@ -526,10 +527,11 @@ static int64_t work_at(const mednca_model *m, const mednca_job *j, char *memory,
     w->dilated = (uint8_t *)piece(&p, m->options.gate >= 0 ? cells : 0);
     w->grids[0] = piece(&p, grid_size(m, j->grid_rows, j->grid_columns));
     w->grids[1] = piece(&p, f->levels > 1 ? grid_size(m, j->grid_rows / coarse, j->grid_columns / coarse) : 0);
-    w->histogram = (uint32_t *)(w->barrier + 1); /* needed by mednca_begin() only: over the image */
+    w->flat = (float *)piece(&p, m->per_slice ? j->height * j->width * 4 : 0);
+    w->histogram = (uint32_t *)piece(&p, 65536 * 4);
     w->desk_size = desk_at(m, 0, j->grid_columns, &desk);
     w->desks = piece(&p, w->desk_size * team);
-    return p - memory > 65536 * 4 + 128 ? p - memory : 65536 * 4 + 128;
+    return p - memory;
 }
 
 /* Sizes of a job, without measuring its values. */
@@ -745,7 +747,6 @@ int mednca_begin(const mednca_model *model, const mednca_scan *scan, void *work,
         else
             broken = measure(&values, w.histogram, &job->low[c], &job->high[c]);
     }
-    memset(w.barrier, 0, 65536 * 4 + 64); /* the histogram lay over what must be zero */
     return broken ? fail(message, message_size, "the scan holds values that are not finite (NaN or infinity)") : 0;
 }
 
@@ -839,13 +840,12 @@ static void prepare(const mednca_job *j, int64_t slice, Work *w)
             else
                 memcpy(out, w->row, (size_t)j->width * sizeof(float));
         }
-        if (m->per_slice) { /* measured after resizing, as the authors' code does; the array is packed for that */
-            float *flat = (float *)w->grids[0];
+        if (m->per_slice) { /* measured after resizing, as the authors' code does */
             double l, h;
             for (int64_t y = 0; y < j->height; y++)
-                memcpy(flat + y * j->width, inside + y * across, (size_t)j->width * sizeof(float));
-            Values values = {.values = flat, .count = j->height * j->width};
-            measure(&values, (uint32_t *)(flat + padded(values.count, 16)), &l, &h);
+                memcpy(w->flat + y * j->width, inside + y * across, (size_t)j->width * sizeof(float));
+            Values values = {.values = w->flat, .count = j->height * j->width};
+            measure(&values, w->histogram, &l, &h);
             for (int64_t y = 0; y < j->height; y++)
                 for (int64_t x = 0; x < j->width; x++)
                     inside[y * across + x] = rescale(inside[y * across + x], l, h);
