@@ -19,7 +19,10 @@
 #pragma STDC FP_CONTRACT OFF
 #endif
 
-#ifdef __GNUC__
+#if defined(__clang__)
+#define INLINE inline __attribute__((always_inline))
+#define UNROLL _Pragma("clang loop unroll(full)")
+#elif defined(__GNUC__)
 #define INLINE inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 18")
 #else
@@ -127,8 +130,12 @@ static INLINE int32_t pair(const int16_t *p)
     return both;
 }
 
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma"))), apply_to = function)
+#else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,prefer-vector-width=512")
+#endif
 #define NAME "avx512vnni"
 #define KERNEL(name) GLUE(name, avx512vnni)
 #define LANES 16
@@ -139,10 +146,18 @@ static INLINE int32_t pair(const int16_t *p)
 #define EACH(p) ((IVEC)_mm512_set1_epi32(pair(p)))
 #define DOT(sum, a, b) ((IVEC)_mm512_dpwssd_epi32((__m512i)(sum), (__m512i)(a), _mm512_loadu_si512(b)))
 #include "kernels.h"
+#ifdef __clang__
+#pragma clang attribute pop
+#else
 #pragma GCC pop_options
+#endif
 
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))), apply_to = function)
+#else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,prefer-vector-width=512")
+#endif
 #define NAME "avx512"
 #define KERNEL(name) GLUE(name, avx512)
 #define LANES 16
@@ -153,10 +168,18 @@ static INLINE int32_t pair(const int16_t *p)
 #define EACH(p) ((IVEC)_mm512_set1_epi32(pair(p)))
 #define DOT(sum, a, b) ((sum) + (IVEC)_mm512_madd_epi16((__m512i)(a), _mm512_loadu_si512(b)))
 #include "kernels.h"
+#ifdef __clang__
+#pragma clang attribute pop
+#else
 #pragma GCC pop_options
+#endif
 
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
+#endif
 #define NAME "avx2"
 #define KERNEL(name) GLUE(name, avx2)
 #define LANES 8
@@ -167,7 +190,11 @@ static INLINE int32_t pair(const int16_t *p)
 #define EACH(p) ((IVEC)_mm256_set1_epi32(pair(p)))
 #define DOT(sum, a, b) ((sum) + (IVEC)_mm256_madd_epi16((__m256i)(a), _mm256_loadu_si256((const __m256i *)(b))))
 #include "kernels.h"
+#ifdef __clang__
+#pragma clang attribute pop
+#else
 #pragma GCC pop_options
+#endif
 
 #define NAME "sse2"
 #define KERNEL(name) GLUE(name, sse2)
@@ -430,9 +457,9 @@ static void run_level(const mednca_model *m, int32_t level, const Grid *g, int32
     const int64_t members = team < g->height / 2 ? team : g->height / 2; /* at least two rows each */
     const int64_t from = rank < members ? g->height * rank / members : 0;
     const int64_t to = rank < members ? g->height * (rank + 1) / members : 0;
-    counts->all += (to - from) * g->width * steps;
     for (int32_t step = first; step < first + steps; step++) {
         const uint32_t key = absorb(absorb(absorb(absorb(0, seed), level), step), item);
+        counts->all += (to - from) * g->width;
         Batch *last = from < to ? step_rows(m, r, g, key, from, to, team > 1, gate, d, counts) : 0;
         wait_for_all(barrier, team);
         if (last) {
@@ -1031,7 +1058,6 @@ void mednca_slice(const mednca_job *job, int64_t slice, void *work, int32_t rank
     const mednca_facts *f = &m->facts;
     Work w;
     Desk desk;
-    mednca_counts own = {0, 0, 0, 0};
     work_at(m, job, aligned(work), team, &w);
     desk_at(m, w.desks + rank * w.desk_size, job->grid_columns, &desk);
     if (rank == 0) {
@@ -1053,28 +1079,24 @@ void mednca_slice(const mednca_job *job, int64_t slice, void *work, int32_t rank
                 gate = w.gate;
             }
             wait_for_all(w.barrier, team); /* nobody lifts before all have done their part of the level above */
-            fill(job, &w, level, &grid, &coarse, from, to, &own);
+            fill(job, &w, level, &grid, &coarse, from, to, counts);
             wait_for_all(w.barrier, team);
             if (rank == 0 && team > 1) /* the rows beyond the borders mirror rows that another member may have filled */
                 mirror(&grid, 0, height);
             wait_for_all(w.barrier, team);
             run_level(m, level, &grid, 0, f->steps[level], m->options.seed + (uint32_t)member, slice, gate, &desk, w.barrier, rank,
-                      team, &own);
+                      team, counts);
         }
         if (rank == 0)
             for (int64_t y = 0; y < job->height; y++)
                 for (int64_t x = 0; x < job->width; x++)
-                    own.broken += !softmax(m, &m->rules[f->levels - 1],
+                    counts->broken += !softmax(m, &m->rules[f->levels - 1],
                                            grid.states + (y + job->top) * grid.row + (x + job->left) * grid.cell,
                                            w.shares + y * job->width + x, job->height * job->width, 1.0f / (float)f->ensemble);
         wait_for_all(w.barrier, team);
     }
     if (rank == 0)
         decide(job, slice, &w, mask, mask_strides, probability, probability_strides);
-    counts->cells += own.cells;
-    counts->all += own.all;
-    counts->saturated += own.saturated;
-    counts->broken += own.broken;
     wait_for_all(w.barrier, team);
 }
 
