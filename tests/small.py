@@ -27,9 +27,9 @@ def tiny_model(
     **preprocess: Any,
 ) -> ModelFile:
     """A model with random weights that says neither yes nor no everywhere."""
-    config = MedNCAConfig(
-        image_channels=modalities * (2 * context + 1), classes=classes, channels=8, hidden=8, steps=(2, 3)
-    )
+    image_channels = modalities * (2 * context + 1)
+    channels = max(8, image_channels + classes + 2)
+    config = MedNCAConfig(image_channels, classes, channels, hidden=8, steps=(2, 3))
     generator = torch.Generator().manual_seed(3)
     weights = {
         name: (torch.randn(shape, generator=generator) * 0.4).numpy()

@@ -75,9 +75,10 @@ def probabilities(
     """
     first, last = config.image_channels, config.image_channels + config.classes
     found = np.empty((len(image), config.classes, *image.shape[2:]), image.dtype)
-    for at, number in enumerate(numbers.tolist()):
-        state = run_slice(config, rules, image[at], number, seed)
-        found[at] = softmax(state[..., first:last]).transpose(2, 0, 1)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is counted in the end
+        for at, number in enumerate(numbers.tolist()):
+            state = run_slice(config, rules, image[at], number, seed)
+            found[at] = softmax(state[..., first:last]).transpose(2, 0, 1)
     return found
 
 
