@@ -1,8 +1,9 @@
 /* The engine: see mednca.h. model.h opens a model; kernels.h has what runs for every cell, once for each set of
  * instructions; train.h differentiates it; this file chooses the kernels and leads a scan through them.
  *
- * Compile with -ffp-contract=off: the int16 path promises the same bits everywhere, so that no compiler may fuse what is
- * written as two operations. Where fusing is wanted, the kernels say so.
+ * Nowhere may a compiler fuse what is written as two operations: the int16 path promises the same bits everywhere. Hence
+ * the pragmas below (with another compiler than GCC or clang, see to it: -ffp-contract=off). Where fusing is wanted, the
+ * kernels say so.
  */
 #include "mednca.h"
 
@@ -15,8 +16,10 @@
 #else
 #define YIELD() (void)0
 #endif
-#ifdef __clang__
+#if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
+#elif defined(__GNUC__)
+#pragma GCC optimize("-ffp-contract=off")
 #endif
 
 #if defined(__clang__)
