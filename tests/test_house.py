@@ -31,7 +31,8 @@ LIGHT = [
     *("errors", "files", "fire", "sentinel", "slices", "synthetic", "figures"),
     *("volume", "formats", "io", "cases", "doctor"),
     *("metrics", "evaluate", "report"),
-    *("rule", "config", "recipes", "modelfile", "card", "backends", "commands", "cli"),
+    *("rule", "config", "recipes", "modelfile", "card", "commands", "cli"),
+    *("backends", "backends.numpy", "engine", "predict", "segment"),
 ]
 #: Modules that talk to a person; the others log.
 SPEAKING = {"cli", "commands", "demo", "__main__"}
