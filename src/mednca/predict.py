@@ -243,7 +243,7 @@ def choose_engine(device: str, name: str = "auto") -> str:
 
 @functools.cache
 def _warn_once(why: str) -> None:
-    _log.warning("prediction is computed in NumPy, which is slower: %s", why)
+    _log.warning("prediction runs in NumPy, about three times as slow as in C: %s", why)
 
 
 def check_device(device: str) -> None:
