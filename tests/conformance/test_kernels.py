@@ -1,4 +1,4 @@
-"""The C engine and the NumPy engine, in every set of instructions, against the definition in float64."""
+"""The levels of the C engine, in every set of instructions, against the definition in float64."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from mednca.config import RunConfig
 from mednca.fire import FireKey, fire_mask
 from mednca.modelfile import ModelFile, load_model, to_bytes
 from mednca.nca import MedNCA, run_eager
-from mednca.predict import Predictor
 from mednca.slices import PreprocessConfig, prepare_image
 from mednca.synthetic import phantom
 from mednca.volume import Volume
@@ -134,17 +133,6 @@ def test_int16_has_the_same_bits_in_every_set_of_instructions(gauge: bool, case:
     assert np.abs(some - last).max() / np.abs(last).max() < 0.05  # a rounded rule, not another one
 
 
-@cases
-def test_numpy_states_are_those_of_the_definition(case: BackendCase) -> None:
-    rule = case.make(torch.float32)[0]
-    weights = {f"levels.{i}.{k}": v.numpy() for i in (0, 1) for k, v in rule.state_dict().items()}
-    folded = in_numpy.fold(case.config, weights)[1]
-    last, _ = expected(case)
-    for (item, cells), wanted in zip(states(case), last, strict=True):
-        found = in_numpy.run_level(folded, cells, FireKey(7, 1), item, case.steps, case.config.fire_rate)
-        assert np.abs(found - wanted).max() / np.abs(last).max() < TOLERANCE[False]
-
-
 @sets
 @pytest.mark.parametrize("numbers", engine.NUMBERS)
 @pytest.mark.parametrize("rate", [0.5, 0.03, 1.0])
@@ -248,17 +236,3 @@ def test_the_whole_way_of_a_scan_in_c_is_that_of_the_definition(instructions: st
     probability = 1 / (1 + np.exp(-wanted.transpose(1, 2, 0)))
     assert np.abs(shares[0] - probability).max() < 1e-4
     same_mask(shares[0], probability)
-
-
-def test_engines_of_prediction_agree_on_a_scan() -> None:
-    file, volume = load_model("hippocampus"), scan(5, 6)
-    wanted = Predictor(file, engine="eager", probability=True).predict(volume)
-    assert wanted.probability is not None and wanted.probability.data.max() > 1e-3
-    for name in ("native", "int16", "numpy", "folded"):
-        found = Predictor(file, engine=name, probability=True).predict(volume)
-        assert found.probability is not None
-        if name != "int16":
-            same_mask(found.probability.data, wanted.probability.data)
-            assert np.abs(found.probability.data - wanted.probability.data).max() < 1e-4, name
-        correlation = np.corrcoef(found.probability.data.ravel(), wanted.probability.data.ravel())[0, 1]
-        assert correlation > (0.9 if name == "int16" else 0.9999), name
