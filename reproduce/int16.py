@@ -3,9 +3,9 @@
     python reproduce/int16.py Task04_Hippocampus --runs runs/hippocampus_cv
 
 takes the five fold models that reproduce/hippocampus.py trained, calibrates each on its training cases,
-predicts its held-out cases with the engines `native` (two seeds) and `int16`, a single run of fire masks each,
-and writes reproduce/results/int16.json: per case the Dice of each against the label, the Dice of int16 against
-fp32 and of one seed against the other, and how many numbers did not fit.
+predicts its held-out cases with the engines `native` (two seeds) and `int16`, one run of fire masks each,
+and writes reproduce/results/int16.json: per case the Dice of each against the label, the Dice of int16
+against fp32 and of one seed against the other, and how many numbers did not fit.
 """
 
 from __future__ import annotations
