@@ -431,6 +431,71 @@ class ImportOfficial:
         return 0
 
 
+@dataclass(frozen=True)
+class Calibrate:
+    """Add to a model what 16-bit arithmetic (--engine int16) needs: the range of its numbers on some scans.
+
+    'mednca train' does this by itself; this is for older and imported models. Give scans like those that the
+    model was trained on, no labels. Weights and hash of the model stay as they are.
+
+    Examples:
+        mednca calibrate authors.safetensors Task04_Hippocampus/imagesTr -o authors_int16.safetensors
+    """
+
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
+    """Run folder, .safetensors file or name of a shipped model."""
+    inputs: Annotated[Positional[tuple[Path, ...]], arg(metavar="INPUT...", help_behavior_hint="(required)")]
+    """Scans, or folders of scans."""
+    out: Annotated[Path, arg(aliases=["-o"], metavar="FILE")]
+    """Model file to write."""
+    scans: int = 32
+    """Scans to draw from those given."""
+    seed: int = 0
+    """Draws the scans and slices and names the fire masks."""
+    force: bool = False
+    """Replace an existing file."""
+    quiet: bool = False
+    """No progress bar."""
+
+    def run(self) -> int:
+        """Measure, and write the model with its range."""
+        import numpy as np
+        from tqdm import tqdm
+
+        from mednca.calibrate import measure_range
+        from mednca.io import read_case
+        from mednca.modelfile import load_model, save_model
+        from mednca.segment import find_scans
+        from mednca.slices import prepare_image
+
+        if self.scans < 1:
+            raise InputError(f"--scans must be at least 1, got {self.scans}")
+        if self.out.exists() and not self.force:
+            raise InputError(f"{self.out}: exists already; choose another name or give --force")
+        model = load_model(self.model)
+        preprocess = model.config.preprocess
+        found = find_scans(self.inputs, preprocess.modalities)
+        drawn = np.random.default_rng(self.seed).permutation(len(found))[: self.scans].tolist()
+        images = []
+        for scan in (found[at] for at in drawn):
+            volume = read_case(scan.files)
+            if volume.channels != preprocess.modalities:
+                raise InputError(
+                    f"{scan.files[0]}: this model takes scans of {preprocess.modalities} channel(s), "
+                    f"got {volume.channels}"
+                )
+            images.append(prepare_image(volume, preprocess))
+        with tqdm(unit="pixel", unit_scale=True, delay=2, disable=True if self.quiet else None) as bar:
+
+            def show(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            measured = measure_range(model, images, seed=self.seed, progress=show)
+        print(f"{save_model(self.out, replace(model, range=measured), force=self.force)}: done")
+        return 0
+
+
 def foreground(report: dict[str, Any]) -> str:
     """Report of a prediction -> how much there is of each class: ml, or voxels where mm mean nothing."""
     voxels = report["foreground_voxels"]
@@ -449,4 +514,5 @@ COMMANDS: dict[str, type[Any]] = {
     "doctor": Doctor,
     "phantoms": Phantoms,
     "import-official": ImportOfficial,
+    "calibrate": Calibrate,
 }
