@@ -32,6 +32,11 @@
 #define INLINE inline
 #define UNROLL
 #endif
+#ifdef __GNUC__
+#define PREFETCH(address) __builtin_prefetch(address)
+#else
+#define PREFETCH(address) (void)(address)
+#endif
 
 /* Cells that are computed together, so that weights and results meet in the fastest cache. */
 #ifndef MEDNCA_BLOCK
@@ -425,6 +430,8 @@ static Batch *step_rows(const mednca_model *m, const Rule *r, const Grid *g, uin
             last = b->count;
             m->kernels->fires(absorb(key, y), 0, g->width, m->fire_threshold, d->fires);
             char *cell = g->states + y * g->row;
+            for (int64_t at = 0; at < g->row; at += 64) /* the row below has not been seen in this step */
+                PREFETCH(cell + g->row - g->cell + at);
             if (gate)
                 for (int64_t x = 0; x < g->width; x++)
                     d->fires[x] &= gate[y * g->width + x];
