@@ -13,14 +13,16 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import math
 import os
 import platform
 import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +35,9 @@ _SOURCE = Path(__file__).with_name("native.c")
 _FLAGS = ["-std=gnu11", "-O3", "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-shared"]
 #: The C code works on whole vectors: channels and hidden units are padded with zeros to multiples of this.
 _MULTIPLE = 16
+#: What a run keeps at most for its backward pass, where that is possible; beyond it memory grows with the square
+#: root of batch x steps. A smaller bound means less memory and up to a third more time, and the same bits.
+KEPT_BYTES = 512 << 20
 
 
 def run_native(rule: Backbone, state: Tensor, key: FireKey, window: Window, steps: int) -> Tensor:
@@ -104,7 +109,10 @@ class _Shape(ctypes.Structure):
 
 
 class _Steps(torch.autograd.Function):
-    """All steps on packed arrays: state (B, H, W, n), multiples of 16 channels and hidden units."""
+    """All steps on packed arrays: state (B, H, W, n), multiples of 16 channels and hidden units.
+
+    `kept` holds the perceptions of the last pieces, `starts` the states at the start of those before them.
+    """
 
     @staticmethod
     def forward(
@@ -120,32 +128,105 @@ class _Steps(torch.autograd.Function):
         depthwise: bool,
         keep: bool,
     ) -> Tensor:
-        batch, height, width, n = state.shape
-        ctx.shape = _Shape(batch, height, width, n, len(b1), counts.shape[1], depthwise)
+        weights = (filters, views, w1, b1, w2)
         state = state.clone(memory_format=torch.contiguous_format)
-        kept = torch.empty(int(counts.sum()), 3 * n) if keep else None
-        status = _library().mednca_forward(
-            ctypes.byref(ctx.shape), *_pointers(state, fires, filters, views, w1, b1, w2, kept)
-        )
-        _check(status)
-        if keep:
-            ctx.save_for_backward(state, filters, w1, b1, w2, fires, counts, kept)
+        if not keep:
+            _forward(state, fires, weights, depthwise, None)
+            return state
+        n = state.shape[3]
+        pieces, again = _pieces(counts, _bytes(state[0]), 3 * n * state.element_size())
+        starts = state.new_empty(again, *state.shape[1:])
+        kept = state.new_empty(sum(piece.firing for piece in pieces[again:]), 3 * n)
+        at = 0
+        for number, (items, steps, firing) in enumerate(pieces):
+            if number < again:
+                starts[number] = state[items]
+            seen = None if number < again else kept[at : (at := at + firing)]
+            _forward(state[items], fires[items, steps], weights, depthwise, seen)
+        ctx.depthwise, ctx.pieces = depthwise, pieces
+        ctx.save_for_backward(state, fires, counts, starts, kept, *weights)
         return state
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_last: Tensor) -> tuple[Tensor | None, ...]:
-        last, filters, w1, b1, w2, fires, counts, kept = ctx.saved_tensors
+        last, fires, counts, starts, kept, *weights = ctx.saved_tensors
+        filters, views, w1, b1, w2 = weights
         state, d_state = last.clone(), d_last.clone(memory_format=torch.contiguous_format)
-        gradients = [torch.zeros_like(array) for array in (filters, filters[0], w1, b1, w2)]
-        filters_t = filters if ctx.shape.depthwise else filters.t().contiguous()
-        w1_t, w2_t = w1.t().contiguous(), w2.t().contiguous()
-        status = _library().mednca_backward(
-            ctypes.byref(ctx.shape),
-            *_pointers(state, d_state, fires, counts, kept, filters_t, w1, b1, w1_t, w2_t, *gradients),
-        )
-        _check(status)
+        gradients = [torch.zeros_like(array) for array in weights]
+        filters_t = filters if ctx.depthwise else filters.t().contiguous()
+        transposed = (filters_t, w1, b1, w1.t().contiguous(), w2.t().contiguous())
+        again = ctx.pieces[: len(starts)]
+        memory = kept.new_empty(max((piece.firing for piece in again), default=0), kept.shape[1])
+        end = len(kept)
+        for number, (items, steps, firing) in reversed(list(enumerate(ctx.pieces))):
+            if number < len(starts):
+                seen = memory[:firing]
+                _forward(
+                    starts[number : number + 1].clone(), fires[items, steps], weights, ctx.depthwise, seen
+                )
+            else:
+                seen = kept[end - firing : end]
+                end -= firing
+            shape = _shape(state[items], fires[items, steps], b1, ctx.depthwise)
+            status = _library().mednca_backward(
+                ctypes.byref(shape),
+                *_pointers(state[items], d_state[items], fires[items, steps], counts[items, steps], seen),
+                *_pointers(*transposed, *gradients),
+            )
+            _check(status)
         return d_state, *gradients, None, None, None, None
+
+
+class _Piece(NamedTuple):
+    """Items and steps that are run in one go, and how many of their cells fire."""
+
+    items: slice
+    steps: slice
+    firing: int
+
+
+def _pieces(counts: Tensor, state_bytes: int, seen_bytes: int) -> tuple[list[_Piece], int]:
+    """Sums of fire masks (B, steps) and bytes of an item's state and of a perception -> the pieces of a run in
+    order, and how many of them, from the first, are to be computed again.
+
+    Where everything fits into `KEPT_BYTES` that is one piece. Where not, an item's steps are cut so that the
+    states at the start of all pieces and the perceptions of one, which is what computing them again needs,
+    are about as large; the last pieces are kept as far as there is room beside these.
+    """
+    batch, steps = counts.shape
+    everything = _Piece(slice(0, batch), slice(0, steps), int(counts.sum()))
+    if everything.firing * seen_bytes <= KEPT_BYTES:
+        return [everything], 0
+    length = min(steps, math.ceil(math.sqrt(batch * steps)))
+    pieces = [
+        _Piece(slice(item, item + 1), slice(first, min(first + length, steps)), 0)
+        for item in range(batch)
+        for first in range(0, steps, length)
+    ]
+    pieces = [piece._replace(firing=int(counts[piece.items, piece.steps].sum())) for piece in pieces]
+    room = KEPT_BYTES - len(pieces) * state_bytes - max(piece.firing for piece in pieces) * seen_bytes
+    again = len(pieces)
+    while again and pieces[again - 1].firing * seen_bytes <= room:
+        again -= 1
+        room -= pieces[again].firing * seen_bytes
+    return pieces, again
+
+
+def _shape(state: Tensor, fires: Tensor, b1: Tensor, depthwise: bool) -> _Shape:
+    return _Shape(*state.shape, len(b1), fires.shape[1], depthwise)
+
+
+def _forward(
+    state: Tensor, fires: Tensor, weights: Sequence[Tensor], depthwise: bool, seen: Tensor | None
+) -> None:
+    """State, in place -> after the steps; writes perceptions (firing cells, 3n) unless `seen` is None."""
+    shape = _shape(state, fires, weights[3], depthwise)
+    _check(_library().mednca_forward(ctypes.byref(shape), *_pointers(state, fires, *weights, seen)))
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def _pointers(*tensors: Tensor | None) -> list[ctypes.c_void_p]:
