@@ -406,6 +406,37 @@ class ImportOfficial:
         return 0
 
 
+@dataclass(frozen=True)
+class Export:
+    """Write a model in another form: for ONNX runtimes, or as a C header for a machine without files.
+
+    onnx makes a folder: level_0.onnx, level_1.onnx, ... with one step of each level and the fire mask as an
+    input, a page that tells the way to a mask, and example.py, which goes it with NumPy and ONNX Runtime
+    alone. c makes a header with the bytes of the model file, which mednca_open() of runtime/c takes.
+
+    Examples:
+        mednca export hippocampus --to onnx -o hippocampus_onnx
+        mednca export hippocampus --to c -o hippocampus.h
+    """
+
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
+    """Run folder, .safetensors file or name of a shipped model."""
+    to: Literal["onnx", "c"]
+    """The form."""
+    out: Annotated[Path, arg(aliases=["-o"], metavar="OUT")]
+    """Folder to make (onnx), or header to write (c)."""
+    force: bool = False
+    """Replace existing files."""
+
+    def run(self) -> int:
+        """Export, and print a line for each file."""
+        from mednca.export import export
+
+        for path in export(self.model, self.to, self.out, force=self.force):
+            print(f"{path}: {path.stat().st_size:,} bytes")
+        return 0
+
+
 def foreground(report: dict[str, Any]) -> str:
     """Report of a prediction -> how much there is of each class: ml, or voxels where mm mean nothing."""
     voxels = report["foreground_voxels"]
@@ -424,4 +455,5 @@ COMMANDS: dict[str, type[Any]] = {
     "doctor": Doctor,
     "phantoms": Phantoms,
     "import-official": ImportOfficial,
+    "export": Export,
 }
