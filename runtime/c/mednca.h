@@ -6,7 +6,7 @@
  * team that shares the memory of one slice (rank 0 .. team - 1, all of them must call). Results never depend on that.
  *
  *     model = mednca_open(bytes, size, &options, message, sizeof message);
- *     work = calloc(1, mednca_work_size(model, &scan, message, sizeof message));
+ *     work = calloc(1, mednca_work_size(model, &scan, 1, message, sizeof message));
  *     mednca_begin(model, &scan, work, &job, message, sizeof message);
  *     for (i = 0; i < job.slices; i++)
  *         mednca_slice(&job, i, work, 0, 1, mask, mask_strides, NULL, NULL, &counts);
@@ -89,6 +89,7 @@ typedef struct {
     int64_t cells;     /* updates of cells that were computed */
     int64_t all;       /* cells times steps: what would have been looked at without fire masks and gate */
     int64_t saturated; /* int16: numbers that did not fit their range; 0 in fp32 */
+    int64_t broken;    /* logits that are not finite: the model does not work on this scan, the mask is worthless */
 } mednca_counts;
 
 /* Names of the instruction sets that this library has and this machine runs, best first; null after the last. */
@@ -101,8 +102,9 @@ MEDNCA_API mednca_model *mednca_open(const void *bytes, size_t size, const mednc
 MEDNCA_API void mednca_close(mednca_model *model);
 MEDNCA_API void mednca_about(const mednca_model *model, mednca_facts *facts);
 
-/* Bytes to work in for this scan; 0 where the model cannot take it. Zero them before the first use. */
-MEDNCA_API size_t mednca_work_size(const mednca_model *model, const mednca_scan *scan, char *message, size_t message_size);
+/* Bytes that a team of so many works in for this scan; 0 where the model cannot take it. Zero them before the first use. */
+MEDNCA_API size_t mednca_work_size(const mednca_model *model, const mednca_scan *scan, int32_t team, char *message,
+                                   size_t message_size);
 
 /* Measures a scan: sizes, and what its values are normalised with. Status 0 or 1. */
 MEDNCA_API int mednca_begin(const mednca_model *model, const mednca_scan *scan, void *work, mednca_job *job, char *message,
@@ -121,17 +123,16 @@ MEDNCA_API void mednca_largest_component(uint8_t *mask, const int64_t *shape, co
 
 /* ---- Single levels: for tests, benchmarks and calibration ---- */
 
-/* Bytes to work in for a grid of this size. */
-MEDNCA_API size_t mednca_level_size(const mednca_model *model, int64_t height, int64_t width);
+/* Bytes that a team of so many works in for a grid of this size. Zero them before the first use. */
+MEDNCA_API size_t mednca_level_size(const mednca_model *model, int64_t height, int64_t width, int32_t team);
 
 /* State float32 (H, W, channels), in place -> after the steps first .. first + steps - 1 of a level. gate: bytes (H, W),
- * cells that may fire, or null. largest: null, or float32 (channels + 2 channels + hidden) that is raised to the largest
- * magnitudes of state, views and hidden units before the ReLU (fp32 without the rewrite, team of 1). */
+ * cells that may fire, or null. In int16 the state is rounded to the model's units before the first step. */
 MEDNCA_API void mednca_level(const mednca_model *model, int32_t level, float *state, int64_t height, int64_t width,
                              int32_t first, int32_t steps, uint32_t seed, int64_t item, const uint8_t *gate, void *work,
-                             int32_t rank, int32_t team, float *largest, mednca_counts *counts);
+                             int32_t rank, int32_t team, mednca_counts *counts);
 
-/* ---- Training: see train.c ---- */
+/* ---- Training: see train.h ---- */
 
 typedef struct {
     int64_t batch, height, width, channels, hidden, steps, depthwise;

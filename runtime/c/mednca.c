@@ -1,0 +1,1227 @@
+/* The engine: see mednca.h. model.h opens a model; kernels.h has what runs for every cell, once for each set of
+ * instructions; train.h differentiates it; this file chooses the kernels and leads a scan through them.
+ *
+ * Nowhere may a compiler fuse what is written as two operations: the int16 path promises the same bits everywhere. Hence
+ * the pragmas below (with another compiler than GCC or clang, see to it: -ffp-contract=off). Where fusing is wanted, the
+ * kernels say so.
+ */
+#include "mednca.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__unix__) || defined(__APPLE__)
+#include <sched.h>
+#define YIELD() sched_yield()
+#else
+#define YIELD() (void)0
+#endif
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#elif defined(__GNUC__)
+#pragma GCC optimize("-ffp-contract=off")
+#endif
+
+#if defined(__clang__)
+#define INLINE inline __attribute__((always_inline))
+#define UNROLL _Pragma("clang loop unroll(full)")
+#elif defined(__GNUC__)
+#define INLINE inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 18")
+#else
+#define INLINE inline
+#define UNROLL
+#endif
+
+/* Cells that are computed together, so that weights and results meet in the fastest cache. */
+#ifndef MEDNCA_BLOCK
+#define MEDNCA_BLOCK 96
+#endif
+enum { BLOCK = MEDNCA_BLOCK };
+
+/* A layer as the kernels want it: out (width) = start + in (depth) x weights, in columns of panels. */
+typedef struct {
+    int64_t depth, width; /* padded */
+    void *weights;        /* float or int16; see pack() */
+    void *start;          /* float, or int32 with the half of the rounding in it */
+    int32_t *shift;       /* int16: result >> shift is in units of the layer's output */
+    int plain;            /* depthwise: rows of 2n weights, not in panels */
+} Layer;
+
+/* The rule of a level. Views are the two views of the neighbourhood, or, where the rule was rewritten, hidden units. */
+typedef struct {
+    Layer views;  /* dense: depth 3 x 3n, ordered row, column, channel; depthwise: depth 9, width 2n */
+    Layer hidden; /* depth n + views: own state, views */
+    Layer out;    /* depth [views +] hidden: what has gone through the ReLU */
+    int rewritten;
+    double condition;
+    float *scale;         /* int16: value of one unit of each channel */
+} Rule;
+
+
+typedef struct {
+    const char *name;
+    int lanes, panel, pairs;
+    void (*fp32)(const Rule *, int64_t n, int64_t row, int64_t count, const float *const *cells, float *residuals, float *in,
+                 float *act);
+    int64_t (*int16)(const Rule *, int64_t n, int64_t row, int64_t count, const int16_t *const *cells, int16_t *residuals,
+                     int16_t *in, int16_t *act, int32_t *sums);
+    void (*add)(int64_t n, int64_t count, float *const *cells, const float *residuals);
+    int64_t (*add16)(int64_t n, int64_t count, int16_t *const *cells, const int16_t *residuals);
+    void (*fires)(uint32_t key, int64_t from, int64_t count, uint32_t threshold, uint8_t *out);
+    int (*forward)(const mednca_shape *, float *, const uint8_t *, const float *, const float *, const float *, const float *,
+                   const float *, float *);
+    int (*backward)(const mednca_shape *, float *, float *, const uint8_t *, const int64_t *, const float *, const float *,
+                    const float *, const float *, const float *, const float *, float *, float *, float *, float *, float *);
+} Kernels;
+
+static const Kernels *find_kernels(const char *name);
+
+/* Which cells fire: as in fire.py, to the bit. */
+static inline uint32_t absorb(uint32_t word, int64_t value)
+{
+    word += (uint32_t)value + 0x9E3779B9u;
+    word = (word ^ (word >> 16)) * 0x85EBCA6Bu;
+    word = (word ^ (word >> 13)) * 0xC2B2AE35u;
+    return word ^ (word >> 16);
+}
+
+/* The nearest whole number; halves away from zero. */
+static int64_t nearest(double x)
+{
+    return x < 0 ? -(int64_t)(0.5 - x) : (int64_t)(x + 0.5);
+}
+
+/* The nearest whole number of x >= 0; halves to the even one, as Python rounds. */
+static int64_t even(double x)
+{
+    const int64_t below = (int64_t)x;
+    const double rest = x - (double)below;
+    return below + (rest > 0.5 || (rest == 0.5 && below % 2));
+}
+
+/* Aligned scratch memory, handed out piece by piece. */
+static float *take(float **free_memory, int64_t count)
+{
+    float *piece = *free_memory;
+    *free_memory += (count + 15) / 16 * 16;
+    return piece;
+}
+
+static float *reserve(int64_t count, void **memory)
+{
+    *memory = malloc((size_t)count * sizeof(float) + 64);
+    return *memory ? (float *)(((uintptr_t)*memory + 63) & ~(uintptr_t)63) : 0;
+}
+
+
+#include "model.h"
+
+/* ---- Sets of instructions ---- */
+
+#define GLUE_(a, b) a##_##b
+#define GLUE(a, b) GLUE_(a, b)
+
+#if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__)) && !defined(MEDNCA_PORTABLE)
+#include <immintrin.h>
+
+/* Two adjacent int16 numbers. */
+static INLINE int32_t pair(const int16_t *p)
+{
+    int32_t both;
+    memcpy(&both, p, 4);
+    return both;
+}
+
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,prefer-vector-width=512")
+#endif
+#define NAME "avx512vnni"
+#define KERNEL(name) GLUE(name, avx512vnni)
+#define LANES 16
+#define COLUMNS 4
+#define ROWS 6
+#define MADD(a, b, c) ((VEC)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
+#define PAIRS 1
+#define EACH(p) ((IVEC)_mm512_set1_epi32(pair(p)))
+#define DOT(sum, a, b) ((IVEC)_mm512_dpwssd_epi32((__m512i)(sum), (__m512i)(a), _mm512_loadu_si512(b)))
+#include "kernels.h"
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,prefer-vector-width=512")
+#endif
+#define NAME "avx512"
+#define KERNEL(name) GLUE(name, avx512)
+#define LANES 16
+#define COLUMNS 4
+#define ROWS 6
+#define MADD(a, b, c) ((VEC)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
+#define PAIRS 1
+#define EACH(p) ((IVEC)_mm512_set1_epi32(pair(p)))
+#define DOT(sum, a, b) ((sum) + (IVEC)_mm512_madd_epi16((__m512i)(a), _mm512_loadu_si512(b)))
+#include "kernels.h"
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+#define NAME "avx2"
+#define KERNEL(name) GLUE(name, avx2)
+#define LANES 8
+#define COLUMNS 2
+#define ROWS 6
+#define MADD(a, b, c) ((VEC)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
+#define PAIRS 1
+#define EACH(p) ((IVEC)_mm256_set1_epi32(pair(p)))
+#define DOT(sum, a, b) ((sum) + (IVEC)_mm256_madd_epi16((__m256i)(a), _mm256_loadu_si256((const __m256i *)(b))))
+#include "kernels.h"
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#define NAME "sse2"
+#define KERNEL(name) GLUE(name, sse2)
+#define LANES 4
+#define COLUMNS 2
+#define ROWS 6
+#define MADD(a, b, c) ((a) * (b) + (c))
+#define PAIRS 1
+#define EACH(p) ((IVEC)_mm_set1_epi32(pair(p)))
+#define DOT(sum, a, b) ((sum) + (IVEC)_mm_madd_epi16((__m128i)(a), _mm_loadu_si128((const __m128i *)(b))))
+#include "kernels.h"
+
+#elif defined(__GNUC__) && defined(__aarch64__) && !defined(MEDNCA_PORTABLE)
+#include <arm_neon.h>
+#define NAME "neon"
+#define KERNEL(name) GLUE(name, neon)
+#define LANES 4
+#define COLUMNS 4
+#define ROWS 6
+#define MADD(a, b, c) ((VEC)vfmaq_f32((float32x4_t)(c), (float32x4_t)(a), (float32x4_t)(b)))
+#define PAIRS 0
+#define EACH(p) ((IVEC)vdupq_n_s32(*(p)))
+#define DOT(sum, a, b) ((IVEC)vmlal_s16((int32x4_t)(sum), vmovn_s32((int32x4_t)(a)), vld1_s16(b)))
+#include "kernels.h"
+#endif
+
+/* C99 and nothing else. */
+#define NAME "portable"
+#define KERNEL(name) GLUE(name, portable)
+#define LANES 1
+#define COLUMNS 4
+#define ROWS 4
+#define MADD(a, b, c) ((a) * (b) + (c))
+#define PAIRS 0
+#define EACH(p) (*(p))
+#define DOT(sum, a, b) ((sum) + (a) * *(b))
+#include "kernels.h"
+
+/* All, best first, with whether this machine has them. */
+static const Kernels *available(int32_t index)
+{
+    const Kernels *found[8];
+    int32_t count = 0;
+#if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__)) && !defined(MEDNCA_PORTABLE)
+    __builtin_cpu_init();
+    const int wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (wide && __builtin_cpu_supports("avx512vnni"))
+        found[count++] = &kernels_avx512vnni;
+    if (wide)
+        found[count++] = &kernels_avx512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        found[count++] = &kernels_avx2;
+    found[count++] = &kernels_sse2;
+#elif defined(__GNUC__) && defined(__aarch64__) && !defined(MEDNCA_PORTABLE)
+    found[count++] = &kernels_neon;
+#endif
+    found[count++] = &kernels_portable;
+    return index >= 0 && index < count ? found[index] : 0;
+}
+
+static const Kernels *find_kernels(const char *name)
+{
+    for (int32_t i = 0; available(i); i++)
+        if (!strcmp(available(i)->name, name))
+            return available(i);
+    return 0;
+}
+
+const char *mednca_instructions(int32_t index)
+{
+    return available(index) ? available(index)->name : 0;
+}
+
+/* ---- Levels ---- */
+
+/* Where the members of a team wait for each other. */
+typedef struct {
+    int32_t waiting, round;
+} Barrier;
+
+static void wait_for_all(Barrier *barrier, int32_t team)
+{
+    if (team < 2)
+        return;
+#ifdef __GNUC__
+    const int32_t round = __atomic_load_n(&barrier->round, __ATOMIC_ACQUIRE);
+    if (__atomic_add_fetch(&barrier->waiting, 1, __ATOMIC_ACQ_REL) == team) {
+        __atomic_store_n(&barrier->waiting, 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&barrier->round, round + 1, __ATOMIC_RELEASE);
+    } else
+        for (int spins = 0; __atomic_load_n(&barrier->round, __ATOMIC_ACQUIRE) == round; spins++)
+            if (spins > 4000)
+                YIELD();
+#endif
+}
+
+/* A level's cells: states with a border of one cell that mirrors what lies inside. */
+typedef struct {
+    char *states; /* of the first cell inside */
+    int64_t height, width, cell, row; /* bytes of a cell and of a row */
+} Grid;
+
+static Grid grid_at(const mednca_model *m, char *memory, int64_t height, int64_t width)
+{
+    const int64_t cell = m->n * (m->options.numbers == MEDNCA_INT16 ? 2 : 4), row = (width + 2) * cell;
+    Grid g = {memory + row + cell, height, width, cell, row};
+    return g;
+}
+
+static int64_t grid_size(const mednca_model *m, int64_t height, int64_t width)
+{
+    return padded((height + 2) * (width + 2) * m->n * (m->options.numbers == MEDNCA_INT16 ? 2 : 4), 64);
+}
+
+/* Cells that have been computed and are not yet to be changed. */
+typedef struct {
+    int64_t count;
+    void **cells;
+    char *residuals;
+} Batch;
+
+/* What one member of a team works in. */
+typedef struct {
+    Batch first, batches[2];
+    uint8_t *fires;
+    char *in, *act, *sums;
+} Desk;
+
+static char *piece(char **memory, int64_t bytes)
+{
+    char *start = *memory;
+    *memory += padded(bytes, 64);
+    return start;
+}
+
+/* Lays out a desk at memory (null: to learn the size); returns its bytes. */
+static int64_t desk_at(const mednca_model *m, char *memory, int64_t width, Desk *d)
+{
+    const int64_t item = m->options.numbers == MEDNCA_INT16 ? 2 : 4;
+    int64_t views = 0, units = 0, sums = m->n;
+    for (int i = 0; i < m->facts.levels; i++) {
+        const Rule *r = &m->rules[i];
+        views = views > r->views.width ? views : r->views.width;
+        units = units > r->out.depth ? units : r->out.depth;
+        sums = sums > r->views.width ? sums : r->views.width;
+        sums = sums > r->hidden.width ? sums : r->hidden.width;
+    }
+    char *p = memory;
+    Batch *batches[3] = {&d->first, &d->batches[0], &d->batches[1]};
+    for (int i = 0; i < 3; i++) {
+        const int64_t cells = width + (i ? BLOCK : 0);
+        batches[i]->cells = (void **)piece(&p, cells * (int64_t)sizeof(void *));
+        batches[i]->residuals = piece(&p, cells * m->n * item);
+        batches[i]->count = 0;
+    }
+    d->fires = (uint8_t *)piece(&p, width);
+    d->in = piece(&p, BLOCK * (m->n + views) * item);
+    d->act = piece(&p, BLOCK * units * item);
+    d->sums = piece(&p, item == 2 ? BLOCK * sums * 4 : 0);
+    return p - memory;
+}
+
+/* Residuals of the cells [from, to) of a batch. */
+static int64_t compute(const mednca_model *m, const Rule *r, const Grid *g, Batch *batch, Desk *d)
+{
+    const int64_t blocks = (batch->count + BLOCK - 1) / BLOCK;
+    int64_t bad = 0;
+    for (int64_t at = 0, left = blocks, count; at < batch->count; at += count, left--) {
+        count = (batch->count - at + left - 1) / left; /* even shares, in whole tiles */
+        count = (count + 5) / 6 * 6 < BLOCK ? (count + 5) / 6 * 6 : BLOCK;
+        count = count < batch->count - at ? count : batch->count - at;
+        if (m->options.numbers == MEDNCA_FP32)
+            m->kernels->fp32(r, m->n, g->row / 4, count, (const float *const *)(batch->cells + at),
+                             (float *)batch->residuals + at * m->n, (float *)d->in, (float *)d->act);
+        else
+            bad += m->kernels->int16(r, m->n, g->row / 2, count, (const int16_t *const *)(batch->cells + at),
+                                     (int16_t *)batch->residuals + at * m->n, (int16_t *)d->in, (int16_t *)d->act,
+                                     (int32_t *)d->sums);
+    }
+    return bad;
+}
+
+static int64_t apply(const mednca_model *m, const Batch *batch, int64_t from, int64_t to)
+{
+    if (m->options.numbers == MEDNCA_INT16)
+        return m->kernels->add16(m->n, to - from, (int16_t *const *)(batch->cells + from),
+                                 (int16_t *)batch->residuals + from * m->n);
+    m->kernels->add(m->n, to - from, (float *const *)(batch->cells + from), (float *)batch->residuals + from * m->n);
+    return 0;
+}
+
+/* The border beside rows from .. to - 1. */
+static void mirror_columns(const Grid *g, int64_t from, int64_t to)
+{
+    char *row = g->states + from * g->row;
+    for (int64_t y = from; y < to; y++, row += g->row) {
+        memcpy(row - g->cell, row + g->cell, (size_t)g->cell);
+        memcpy(row + g->width * g->cell, row + (g->width - 2) * g->cell, (size_t)g->cell);
+    }
+}
+
+/* Row to: a copy of another with its border. */
+static void mirror_row(const Grid *g, int64_t to, int64_t from)
+{
+    memcpy(g->states + to * g->row - g->cell, g->states + from * g->row - g->cell, (size_t)g->row);
+}
+
+/* One step of the rows from .. to - 1, in place.
+ *
+ * A cell may change only after its neighbours have seen it, so the residuals of a row are added when the next row has
+ * been computed: the last row of each batch waits for the next batch. In a team the first and the last row of a
+ * member's part wait until all are done, for the neighbours' sake; they are left in first and in the batch returned. */
+static Batch *step_rows(const mednca_model *m, const Rule *r, const Grid *g, uint32_t key, int64_t from, int64_t to, int hold,
+                        const uint8_t *gate, Desk *d, mednca_counts *counts)
+{
+    Batch *batch = &d->batches[0], *before = &d->batches[1];
+    int64_t waiting = 0; /* cells of the batch before that were added already */
+    before->count = d->first.count = 0;
+    for (int64_t y = from; y < to;) {
+        Batch *b = hold && y == from ? &d->first : batch;
+        int64_t last = 0;
+        b->count = 0;
+        do {
+            last = b->count;
+            m->kernels->fires(absorb(key, y), 0, g->width, m->fire_threshold, d->fires);
+            char *cell = g->states + y * g->row;
+            if (gate)
+                for (int64_t x = 0; x < g->width; x++)
+                    d->fires[x] &= gate[y * g->width + x];
+            for (int64_t x = 0; x < g->width; x++, cell += g->cell) {
+                b->cells[b->count] = cell;
+                b->count += d->fires[x];
+            }
+            y++;
+        } while (b != &d->first && y < to && b->count < BLOCK);
+        counts->saturated += compute(m, r, g, b, d);
+        counts->cells += b->count;
+        if (b == &d->first)
+            continue;
+        counts->saturated += apply(m, before, waiting, before->count);
+        counts->saturated += apply(m, b, 0, last);
+        waiting = last;
+        batch = before;
+        before = b;
+    }
+    /* what still waits lies in before, from `waiting` on: move it to the front */
+    const int64_t size = m->n * (m->options.numbers == MEDNCA_INT16 ? 2 : 4);
+    memmove(before->cells, before->cells + waiting, (size_t)(before->count - waiting) * sizeof(void *));
+    memmove(before->residuals, before->residuals + waiting * size, (size_t)((before->count - waiting) * size));
+    before->count -= waiting;
+    return before;
+}
+
+/* Steps first .. first + steps - 1 of a level, by one member of a team. The border must be in place, and is again. */
+static void run_level(const mednca_model *m, int32_t level, const Grid *g, int32_t first, int32_t steps, uint32_t seed, int64_t item,
+                      const uint8_t *gate, Desk *d, Barrier *barrier, int32_t rank, int32_t team, mednca_counts *counts)
+{
+    const Rule *r = &m->rules[level];
+    const int64_t members = team < g->height / 2 ? team : g->height / 2; /* at least two rows each */
+    const int64_t from = rank < members ? g->height * rank / members : 0;
+    const int64_t to = rank < members ? g->height * (rank + 1) / members : 0;
+    for (int32_t step = first; step < first + steps; step++) {
+        const uint32_t key = absorb(absorb(absorb(absorb(0, seed), level), step), item);
+        counts->all += (to - from) * g->width;
+        Batch *last = from < to ? step_rows(m, r, g, key, from, to, team > 1, gate, d, counts) : 0;
+        wait_for_all(barrier, team);
+        if (last) {
+            counts->saturated += apply(m, &d->first, 0, d->first.count);
+            counts->saturated += apply(m, last, 0, last->count);
+            mirror_columns(g, from, to);
+            if (from == 0)
+                mirror_row(g, -1, 1);
+            if (to == g->height)
+                mirror_row(g, g->height, g->height - 2);
+        }
+        wait_for_all(barrier, team);
+    }
+}
+
+/* ---- States ---- */
+
+/* The number of channel c nearest to a value; saturation is counted. */
+static int16_t to_units(const Rule *r, int64_t c, float value, int64_t *bad)
+{
+    double x = (double)value / (double)r->scale[c];
+    if (!(x > -32767.5 && x < 32767.5)) {
+        ++*bad;
+        return x > 0 ? 32767 : x < 0 ? -32767 : 0;
+    }
+    return (int16_t)nearest(x);
+}
+
+/* Writes a channel of a cell. */
+static void put(const mednca_model *m, const Rule *r, char *cell, int64_t c, float value, mednca_counts *counts)
+{
+    if (m->options.numbers == MEDNCA_INT16)
+        ((int16_t *)cell)[c] = to_units(r, c, value, &counts->saturated);
+    else
+        ((float *)cell)[c] = value;
+}
+
+static float get(const mednca_model *m, const Rule *r, const char *cell, int64_t c)
+{
+    return m->options.numbers == MEDNCA_INT16 ? (float)((const int16_t *)cell)[c] * r->scale[c] : ((const float *)cell)[c];
+}
+
+static void mirror(const Grid *g, int64_t from, int64_t to)
+{
+    mirror_columns(g, from, to);
+    if (from == 0 && to > from)
+        mirror_row(g, -1, 1);
+    if (to == g->height && to > from)
+        mirror_row(g, g->height, g->height - 2);
+}
+
+/* ---- Memory of a slice ---- */
+
+typedef struct {
+    Barrier *barrier;
+    float *image;                /* (I, grid rows, grid columns) */
+    float *shares;               /* (K, height, width): probabilities, summed over the ensemble */
+    float *row, *taps;           /* one row of a slice; the weights of one of its pixels */
+    uint8_t *gate, *dilated;     /* (grid rows, grid columns) */
+    float *flat;                 /* where slices are normalised one by one: their pixels side by side */
+    uint32_t *histogram;         /* 65536 */
+    char *grids[2];              /* levels take turns; the last one has the first */
+    char *desks;
+    int64_t desk_size;
+} Work;
+
+static int64_t most_taps(int64_t old, int64_t new)
+{
+    return 2 * (old / new + 1) + 8;
+}
+
+static int64_t work_at(const mednca_model *m, const mednca_job *j, char *memory, int32_t team, Work *w)
+{
+    const mednca_facts *f = &m->facts;
+    const int64_t cells = j->grid_rows * j->grid_columns;
+    const int64_t sides[] = {j->rows, j->columns, j->height, j->width};
+    int64_t longest = 2, coarse = f->levels > 1 ? f->scales[f->levels - 2] : 1, taps = 16;
+    Desk desk;
+    for (int i = 0; i < 4; i++)
+        longest = longest > sides[i] ? longest : sides[i];
+    for (int i = 0; i < 2; i++) {
+        taps = taps > most_taps(sides[i], sides[i + 2]) ? taps : most_taps(sides[i], sides[i + 2]);
+        taps = taps > most_taps(sides[i + 2], sides[i]) ? taps : most_taps(sides[i + 2], sides[i]);
+    }
+    char *p = memory;
+    w->barrier = (Barrier *)piece(&p, sizeof(Barrier));
+    w->image = (float *)piece(&p, f->image_channels * cells * 4);
+    w->shares = (float *)piece(&p, f->classes * j->height * j->width * 4);
+    w->row = (float *)piece(&p, longest * 4 * (f->classes + 1));
+    w->taps = (float *)piece(&p, taps * 4);
+    w->gate = (uint8_t *)piece(&p, m->options.gate >= 0 ? cells : 0);
+    w->dilated = (uint8_t *)piece(&p, m->options.gate >= 0 ? cells : 0);
+    w->grids[0] = piece(&p, grid_size(m, j->grid_rows, j->grid_columns));
+    w->grids[1] = piece(&p, f->levels > 1 ? grid_size(m, j->grid_rows / coarse, j->grid_columns / coarse) : 0);
+    w->flat = (float *)piece(&p, m->per_slice ? j->height * j->width * 4 : 0);
+    w->histogram = (uint32_t *)piece(&p, 65536 * 4);
+    w->desk_size = desk_at(m, 0, j->grid_columns, &desk);
+    w->desks = piece(&p, w->desk_size * team);
+    return p - memory;
+}
+
+/* Sizes of a job, without measuring its values. */
+static int plan(const mednca_model *m, const mednca_scan *scan, mednca_job *j, char *message, size_t size)
+{
+    const mednca_facts *f = &m->facts;
+    const int rows = f->axis == 0 ? 1 : 0, columns = f->axis == 2 ? 1 : 2;
+    char text[200];
+    memset(j, 0, sizeof *j);
+    j->model = m;
+    j->scan = *scan;
+    if (scan->type < MEDNCA_I8 || scan->type > MEDNCA_F64 || !scan->voxels)
+        return fail(message, size, "the type of the voxels is none that this library reads");
+    if (scan->shape[0] != f->modalities) {
+        snprintf(text, sizeof text, "this model takes scans of %d channel(s), got %lld", f->modalities, (long long)scan->shape[0]);
+        return fail(message, size, text);
+    }
+    double voxels = 1;
+    for (int i = 0; i < 4; i++) {
+        if (scan->shape[i] < 1 || (i && !(scan->spacing[i - 1] > 0 && scan->spacing[i - 1] < 1e9)))
+            return fail(message, size, "every axis of the scan must have a voxel, and a spacing above 0 mm");
+        voxels *= (double)scan->shape[i];
+    }
+    j->slices = scan->shape[1 + f->axis];
+    j->height = j->rows = scan->shape[1 + rows];
+    j->width = j->columns = scan->shape[1 + columns];
+    double side[2] = {(double)j->rows, (double)j->columns};
+    if (m->has_size) {
+        side[0] = (double)m->size[0];
+        side[1] = (double)m->size[1];
+    } else if (m->has_spacing) {
+        side[0] = side[0] * scan->spacing[rows] / m->spacing[0];
+        side[1] = side[1] * scan->spacing[columns] / m->spacing[1];
+    }
+    if (!(voxels < 1e12 && side[0] < 65536 && side[1] < 65536 && side[0] * side[1] < 1e9))
+        return fail(message, size, "the scan is too large: slices of up to 65535 x 65535 and 10^9 pixels can be taken");
+    const int64_t least = m->has_spacing && !m->has_size ? 2 : 1;
+    j->height = even(side[0]) > least ? even(side[0]) : least;
+    j->width = even(side[1]) > least ? even(side[1]) : least;
+    const int64_t multiple = f->scales[0];
+    j->grid_rows = padded(j->height, multiple) > 2 * multiple ? padded(j->height, multiple) : 2 * multiple;
+    j->grid_columns = padded(j->width, multiple) > 2 * multiple ? padded(j->width, multiple) : 2 * multiple;
+    j->top = (j->grid_rows - j->height) / 2;
+    j->left = (j->grid_columns - j->width) / 2;
+    return 0;
+}
+
+size_t mednca_work_size(const mednca_model *model, const mednca_scan *scan, int32_t team, char *message, size_t message_size)
+{
+    mednca_job job;
+    Work work;
+    if (plan(model, scan, &job, message, message_size))
+        return 0;
+    const int64_t bytes = work_at(model, &job, 0, team < 1 ? 1 : team, &work) + 64;
+    if ((uint64_t)bytes > SIZE_MAX / 2) {
+        fail(message, message_size, "the scan is too large for this machine");
+        return 0;
+    }
+    return (size_t)bytes;
+}
+
+static char *aligned(void *memory)
+{
+    return (char *)(((uintptr_t)memory + 63) & ~(uintptr_t)63);
+}
+
+/* ---- Values ---- */
+
+static float value_at(const mednca_scan *s, int64_t c, const int64_t at[3])
+{
+    const char *p = (const char *)s->voxels + c * s->strides[0] + at[0] * s->strides[1] + at[1] * s->strides[2] +
+                    at[2] * s->strides[3];
+    union {
+        int8_t i8;
+        uint8_t u8;
+        int16_t i16;
+        uint16_t u16;
+        int32_t i32;
+        uint32_t u32;
+        float f32;
+        double f64;
+    } n;
+    double x;
+    switch (s->type) {
+    case MEDNCA_I8: memcpy(&n, p, 1); x = n.i8; break;
+    case MEDNCA_U8: memcpy(&n, p, 1); x = n.u8; break;
+    case MEDNCA_I16: memcpy(&n, p, 2); x = n.i16; break;
+    case MEDNCA_U16: memcpy(&n, p, 2); x = n.u16; break;
+    case MEDNCA_I32: memcpy(&n, p, 4); x = n.i32; break;
+    case MEDNCA_U32: memcpy(&n, p, 4); x = n.u32; break;
+    case MEDNCA_F32: memcpy(&n, p, 4); x = (double)n.f32; break;
+    default: memcpy(&n, p, 8); x = n.f64; break;
+    }
+    return (float)(x * s->slope + s->intercept);
+}
+
+/* Floats in the order of these numbers are in the order of their values. */
+static uint32_t to_order(float value)
+{
+    uint32_t bits;
+    value += 0.0f; /* -0 is 0 */
+    memcpy(&bits, &value, 4);
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+static float from_order(uint32_t bits)
+{
+    float value;
+    bits = bits & 0x80000000u ? bits & 0x7fffffffu : ~bits;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+/* Values that can be gone over again and again: a channel of a scan, or an array. */
+typedef struct {
+    const mednca_scan *scan;
+    int64_t channel;
+    const float *values;
+    int64_t count;
+} Values;
+
+/* Counts the values whose order has this upper half (by lower half), or all by upper half. Returns 1 if one is not finite. */
+static int tally(const Values *v, int lower, uint32_t upper, uint32_t *histogram)
+{
+    int broken = 0;
+    memset(histogram, 0, 65536 * sizeof(uint32_t));
+    if (v->values) {
+        for (int64_t i = 0; i < v->count; i++) {
+            const uint32_t order = to_order(v->values[i]);
+            if (!lower)
+                histogram[order >> 16]++;
+            else if (order >> 16 == upper)
+                histogram[order & 65535]++;
+        }
+        return 0;
+    }
+    const int64_t *shape = v->scan->shape;
+    int64_t at[3];
+    for (at[2] = 0; at[2] < shape[3]; at[2]++)
+        for (at[1] = 0; at[1] < shape[2]; at[1]++)
+            for (at[0] = 0; at[0] < shape[1]; at[0]++) {
+                const float value = value_at(v->scan, v->channel, at);
+                const uint32_t order = to_order(value);
+                broken |= !(value - value == 0);
+                if (!lower)
+                    histogram[order >> 16]++;
+                else if (order >> 16 == upper)
+                    histogram[order & 65535]++;
+            }
+    return broken;
+}
+
+/* The value with `rank` values below it. histogram: 65536 numbers to work in. */
+static float ranked(const Values *v, int64_t rank, uint32_t *histogram, int *broken)
+{
+    *broken |= tally(v, 0, 0, histogram);
+    uint32_t upper = 0, lower = 0;
+    for (; upper < 65535 && rank >= histogram[upper]; upper++)
+        rank -= histogram[upper];
+    tally(v, 1, upper, histogram);
+    for (; lower < 65535 && rank >= histogram[lower]; lower++)
+        rank -= histogram[lower];
+    return from_order(upper << 16 | lower);
+}
+
+/* Percentile by linear interpolation between ranks, as NumPy has it. */
+static double percentile(const Values *v, double share, uint32_t *histogram, int *broken)
+{
+    const double position = (double)(v->count - 1) * share;
+    const int64_t rank = (int64_t)position;
+    const double t = position - (double)rank;
+    const float a = ranked(v, rank, histogram, broken);
+    const float b = rank + 1 < v->count ? ranked(v, rank + 1, histogram, broken) : a;
+    const double difference = (double)(float)(b - a);
+    return t >= 0.5 ? (double)b - difference * (1 - t) : (double)a + difference * t;
+}
+
+/* What values are clipped to and scaled from: their 0.5 and 99.5 percentile, or all of them where these are the same. */
+static int measure(const Values *v, uint32_t *histogram, double *low, double *high)
+{
+    int broken = 0;
+    *low = percentile(v, 0.5 / 100, histogram, &broken);
+    *high = percentile(v, 99.5 / 100, histogram, &broken);
+    if (!broken && !(*high > *low)) {
+        *low = (double)ranked(v, 0, histogram, &broken);
+        *high = (double)ranked(v, v->count - 1, histogram, &broken);
+    }
+    return broken;
+}
+
+static float rescale(float value, double low, double high)
+{
+    if (!(high > low))
+        return 0;
+    double x = (double)value;
+    x = x < low ? low : x > high ? high : x;
+    return (float)((x - low) / (high - low));
+}
+
+int mednca_begin(const mednca_model *model, const mednca_scan *scan, void *work, mednca_job *job, char *message,
+                 size_t message_size)
+{
+    Work w;
+    if (plan(model, scan, job, message, message_size))
+        return 1;
+    work_at(model, job, aligned(work), 1, &w);
+    int broken = 0;
+    const int64_t voxels = scan->shape[1] * scan->shape[2] * scan->shape[3];
+    for (int64_t c = 0; c < scan->shape[0] && !broken; c++) {
+        Values values = {.scan = &job->scan, .channel = c, .count = voxels};
+        if (model->per_slice)
+            broken = tally(&values, 0, 0, w.histogram);
+        else
+            broken = measure(&values, w.histogram, &job->low[c], &job->high[c]);
+    }
+    return broken ? fail(message, message_size, "the scan holds values that are not finite (NaN or infinity)") : 0;
+}
+
+/* ---- Resampling: pixel areas aligned, edges repeated ---- */
+
+/* Weights of the old pixels in new pixel i; returns the first of them. Sharp kernels are widened where they shrink the
+ * image, so that no pixel is passed over; cubic is Keys' kernel with a = -0.75, not widened. */
+static int64_t taps_of(int64_t old, int64_t new, int64_t i, int cubic, float *taps, int64_t *count)
+{
+    const double ratio = (double)old / (double)new, centre = ((double)i + 0.5) * ratio - 0.5;
+    const double stretch = !cubic && ratio > 1 ? ratio : 1;
+    int64_t reach = cubic ? 2 : (int64_t)stretch, start = (int64_t)centre;
+    reach += !cubic && (double)reach < stretch;
+    start -= (double)start > centre;
+    const int64_t from = start - reach, to = start + reach + 1;
+    const int64_t first = from < 0 ? 0 : from, last = to > old - 1 ? old - 1 : to;
+    double sum = 0;
+    for (int pass = 0; pass < 2; pass++) {
+        double gathered = 0;
+        for (int64_t t = from; t <= to; t++) {
+            double d = (double)t - centre, weight;
+            d = (d < 0 ? -d : d) / stretch;
+            if (!cubic)
+                weight = d < 1 ? 1 - d : 0;
+            else if (d <= 1)
+                weight = ((-0.75 + 2) * d - (-0.75 + 3)) * (d * d) + 1;
+            else
+                weight = d < 2 ? ((-0.75 * d - 5 * -0.75) * d + 8 * -0.75) * d - 4 * -0.75 : 0;
+            if (!pass) {
+                sum += weight;
+                continue;
+            }
+            gathered += weight / sum;
+            if ((t >= first || t == to) && (t < last || t == to)) {
+                const int64_t where = t < first ? first : t > last ? last : t;
+                taps[where - first] = (float)gathered;
+                gathered = 0;
+            }
+        }
+    }
+    *count = last - first + 1;
+    return first;
+}
+
+/* Row of `old` numbers -> of `new` ones, `step` apart. */
+static void resize_row(const float *from, int64_t old, float *to, int64_t new, int cubic, float *taps)
+{
+    for (int64_t i = 0; i < new; i++) {
+        int64_t count, first = taps_of(old, new, i, cubic, taps, &count);
+        float sum = 0;
+        for (int64_t t = 0; t < count; t++)
+            sum += taps[t] * from[first + t];
+        to[i] = sum;
+    }
+}
+
+/* One slice of the scan, resized and normalised -> image (I, grid rows, grid columns), edges repeated. */
+static void prepare(const mednca_job *j, int64_t slice, Work *w)
+{
+    const mednca_model *m = j->model;
+    const mednca_facts *f = &m->facts;
+    const int axis = f->axis, rows = axis == 0 ? 1 : 0, columns = axis == 2 ? 1 : 2, cubic = m->has_size;
+    const int64_t across = j->grid_columns;
+    float *plane = w->image;
+    for (int64_t c = 0; c < f->image_channels; c++, plane += j->grid_rows * across) {
+        /* channels come neighbour by neighbour, each with all modalities */
+        const int64_t modality = c % f->modalities;
+        int64_t at[3], z = slice + c / f->modalities - f->context;
+        at[axis] = z < 0 ? 0 : z < j->slices ? z : j->slices - 1;
+        const double low = j->low[modality], high = j->high[modality];
+        float *inside = plane + j->top * across + j->left;
+        for (int64_t y = 0; y < j->height; y++) {
+            float *out = inside + y * across;
+            int64_t count = 1, first = y;
+            w->taps[0] = 1;
+            if (j->height != j->rows)
+                first = taps_of(j->rows, j->height, y, cubic, w->taps, &count);
+            for (int64_t x = 0; x < j->columns; x++) {
+                float sum = 0;
+                at[columns] = x;
+                for (int64_t t = 0; t < count; t++) {
+                    at[rows] = first + t;
+                    float value = value_at(&j->scan, modality, at);
+                    value = m->per_slice ? value : rescale(value, low, high);
+                    sum = count == 1 && w->taps[0] == 1 ? value : sum + w->taps[t] * value;
+                }
+                w->row[x] = sum;
+            }
+            if (j->width != j->columns)
+                resize_row(w->row, j->columns, out, j->width, cubic, w->taps);
+            else
+                memcpy(out, w->row, (size_t)j->width * sizeof(float));
+        }
+        if (m->per_slice) { /* measured after resizing, as the authors' code does */
+            double l, h;
+            for (int64_t y = 0; y < j->height; y++)
+                memcpy(w->flat + y * j->width, inside + y * across, (size_t)j->width * sizeof(float));
+            Values values = {.values = w->flat, .count = j->height * j->width};
+            measure(&values, w->histogram, &l, &h);
+            for (int64_t y = 0; y < j->height; y++)
+                for (int64_t x = 0; x < j->width; x++)
+                    inside[y * across + x] = rescale(inside[y * across + x], l, h);
+        }
+        for (int64_t y = 0; y < j->height; y++) {
+            float *row = inside + y * across;
+            for (int64_t x = 0; x < j->left; x++)
+                row[x - j->left] = row[0];
+            for (int64_t x = j->width; x < across - j->left; x++)
+                row[x] = row[j->width - 1];
+        }
+        for (int64_t y = 0; y < j->grid_rows; y++)
+            if (y < j->top || y >= j->top + j->height)
+                memcpy(plane + y * across, plane + (y < j->top ? j->top : j->top + j->height - 1) * across,
+                       (size_t)across * sizeof(float));
+    }
+}
+
+/* The image at a level: between the pixels nearest to each new centre. */
+static float sharp(const mednca_job *j, const Work *w, int64_t channel, int64_t scale, int64_t y, int64_t x)
+{
+    const float *plane = w->image + channel * j->grid_rows * j->grid_columns;
+    const float *p = plane + (y * scale + (scale - 1) / 2) * j->grid_columns + x * scale + (scale - 1) / 2;
+    if (scale % 2)
+        return p[0];
+    const float above = 0.5f * p[0] + 0.5f * p[1], below = 0.5f * p[j->grid_columns] + 0.5f * p[j->grid_columns + 1];
+    return 0.5f * above + 0.5f * below;
+}
+
+/* ---- A slice through the levels ---- */
+
+/* Cells of a level in the rows from .. to - 1: its image, and the state of the cell above each, or zeros. */
+static void fill(const mednca_job *j, const Work *w, int32_t level, const Grid *g, const Grid *coarse, int64_t from, int64_t to,
+                 mednca_counts *counts)
+{
+    const mednca_model *m = j->model;
+    const mednca_facts *f = &m->facts;
+    const Rule *r = &m->rules[level], *before = level ? &m->rules[level - 1] : 0;
+    const int64_t scale = f->scales[level], factor = level ? f->scales[level - 1] / scale : 1;
+    for (int64_t y = from; y < to; y++) {
+        char *cell = g->states + y * g->row;
+        for (int64_t x = 0; x < g->width; x++, cell += g->cell) {
+            if (!level)
+                memset(cell, 0, (size_t)g->cell);
+            else {
+                const char *above = coarse->states + y / factor * coarse->row + x / factor * coarse->cell;
+                if (m->options.numbers == MEDNCA_FP32 || x % factor == 0) {
+                    memcpy(cell, above, (size_t)g->cell);
+                    for (int64_t c = 0; m->options.numbers == MEDNCA_INT16 && c < f->channels; c++)
+                        put(m, r, cell, c, get(m, before, above, c), counts);
+                } else
+                    memcpy(cell, cell - g->cell, (size_t)g->cell);
+            }
+            for (int64_t c = 0; c < f->image_channels; c++)
+                put(m, r, cell, c, sharp(j, w, c, scale, y, x), counts);
+        }
+    }
+    mirror(g, from, to);
+}
+
+/* e^x, x <= 0, without the machine's library: the same bits everywhere. */
+static double power_of_e(double x)
+{
+    if (!(x > -700))
+        return x != x ? x : 0;
+    const int64_t k = nearest(x * 1.4426950408889634);
+    const double r = (x - (double)k * 0.6931471803691238) - (double)k * 1.9082149292705877e-10;
+    double sum = 1;
+    for (int i = 13; i > 0; i--)
+        sum = 1 + sum * r / i;
+    uint64_t bits = (uint64_t)(1023 + k) << 52;
+    double scale;
+    memcpy(&scale, &bits, 8);
+    return sum * scale;
+}
+
+/* Logits of a cell -> probabilities of the classes; the background's logit is 0. Returns 0 where one is not finite. */
+static int softmax(const mednca_model *m, const Rule *r, const char *cell, float *shares, int64_t apart, float part)
+{
+    const int64_t first = m->facts.image_channels, classes = m->facts.classes;
+    double most = 0, sum;
+    for (int64_t k = 0; k < classes; k++) {
+        const double logit = (double)get(m, r, cell, first + k);
+        if (!(logit - logit == 0))
+            return 0;
+        most = logit > most ? logit : most;
+    }
+    sum = power_of_e(-most);
+    for (int64_t k = 0; k < classes; k++)
+        sum += power_of_e((double)get(m, r, cell, first + k) - most);
+    for (int64_t k = 0; k < classes; k++)
+        shares[k * apart] += (float)(power_of_e((double)get(m, r, cell, first + k) - most) / sum) * part;
+    return 1;
+}
+
+static int is_foreground(const mednca_model *m, const Rule *r, const char *cell)
+{
+    const int64_t first = m->facts.image_channels;
+    double most = 0, sum;
+    for (int64_t k = 0; k < m->facts.classes; k++)
+        most = (double)get(m, r, cell, first + k) > most ? (double)get(m, r, cell, first + k) : most;
+    sum = power_of_e(-most);
+    const double background = sum;
+    for (int64_t k = 0; k < m->facts.classes; k++)
+        sum += power_of_e((double)get(m, r, cell, first + k) - most);
+    return 1 - background / sum > m->threshold;
+}
+
+/* The coarse foreground, dilated by a square -> the cells of the next level that may fire. 0 where there is no foreground:
+ * then the whole image is computed, lest something be missed in silence. */
+static int open_gate(const mednca_job *j, Work *w, int32_t level, const Grid *g)
+{
+    const mednca_model *m = j->model;
+    const int64_t scale = m->facts.scales[level], factor = scale / m->facts.scales[level + 1], wide = g->width * factor;
+    const int64_t reach = (m->options.gate + scale - 1) / scale;
+    int64_t found = 0;
+    memset(w->dilated, 0, (size_t)(g->height * g->width));
+    for (int64_t y = 0; y < g->height; y++)
+        for (int64_t x = 0; x < g->width; x++) {
+            if (!is_foreground(m, &m->rules[level], g->states + y * g->row + x * g->cell))
+                continue;
+            found++;
+            for (int64_t i = y > reach ? y - reach : 0; i <= y + reach && i < g->height; i++) {
+                const int64_t from = x > reach ? x - reach : 0, to = x + reach < g->width ? x + reach : g->width - 1;
+                memset(w->dilated + i * g->width + from, 1, (size_t)(to - from + 1));
+            }
+        }
+    for (int64_t y = 0; found && y < g->height * factor; y++)
+        for (int64_t x = 0; x < wide; x++)
+            w->gate[y * wide + x] = w->dilated[y / factor * g->width + x / factor];
+    return found > 0;
+}
+
+/* Probabilities (K, height, width) -> the mask and the probabilities of the slice's voxels. */
+static void decide(const mednca_job *j, int64_t slice, Work *w, uint8_t *mask, const int64_t *mask_strides, float *probability,
+                   const int64_t *probability_strides)
+{
+    const mednca_model *m = j->model;
+    const mednca_facts *f = &m->facts;
+    const int axis = f->axis, rows = axis == 0 ? 1 : 0, columns = axis == 2 ? 1 : 2;
+    const int64_t longest = j->columns > j->width ? j->columns : j->width;
+    float *mixed = w->row + f->classes * longest;
+    for (int64_t y = 0; y < j->rows; y++) {
+        for (int64_t k = 0; k < f->classes; k++) {
+            const float *plane = w->shares + k * j->height * j->width;
+            float *out = w->row + k * longest, *mix = j->width == j->columns ? out : mixed;
+            int64_t count = 1, first = y;
+            if (j->rows != j->height)
+                first = taps_of(j->height, j->rows, y, 0, w->taps, &count);
+            for (int64_t x = 0; x < j->width; x++) {
+                float sum = 0;
+                for (int64_t t = 0; t < count; t++)
+                    sum += w->taps[t] * plane[(first + t) * j->width + x];
+                mix[x] = j->rows == j->height ? plane[y * j->width + x] : sum;
+            }
+            if (j->width != j->columns)
+                resize_row(mix, j->width, out, j->columns, 0, w->taps);
+        }
+        for (int64_t x = 0; x < j->columns; x++) {
+            int64_t at[3], best = 0;
+            float sum = 0;
+            at[axis] = slice;
+            at[rows] = y;
+            at[columns] = x;
+            for (int64_t k = 0; k < f->classes; k++) {
+                const float share = w->row[k * longest + x];
+                sum += share;
+                best = share > w->row[best * longest + x] ? k : best;
+                if (probability)
+                    memcpy((char *)probability + k * probability_strides[0] + at[0] * probability_strides[1] +
+                               at[1] * probability_strides[2] + at[2] * probability_strides[3], &share, 4);
+            }
+            mask[at[0] * mask_strides[0] + at[1] * mask_strides[1] + at[2] * mask_strides[2]] =
+                sum > (float)m->threshold ? f->values[best] : 0;
+        }
+    }
+}
+
+void mednca_slice(const mednca_job *job, int64_t slice, void *work, int32_t rank, int32_t team, uint8_t *mask,
+                  const int64_t *mask_strides, float *probability, const int64_t *probability_strides, mednca_counts *counts)
+{
+    const mednca_model *m = job->model;
+    const mednca_facts *f = &m->facts;
+    Work w;
+    Desk desk;
+    work_at(m, job, aligned(work), team, &w);
+    desk_at(m, w.desks + rank * w.desk_size, job->grid_columns, &desk);
+    if (rank == 0) {
+        memset(w.shares, 0, (size_t)(f->classes * job->height * job->width) * sizeof(float));
+        prepare(job, slice, &w);
+    }
+    wait_for_all(w.barrier, team);
+    for (int32_t member = 0; member < f->ensemble; member++) {
+        Grid grid = {0, 0, 0, 0, 0}, coarse = grid;
+        for (int32_t level = 0; level < f->levels; level++) {
+            const int64_t height = job->grid_rows / f->scales[level], width = job->grid_columns / f->scales[level];
+            const int64_t from = height * rank / team, to = height * (rank + 1) / team;
+            uint8_t *gate = 0;
+            coarse = grid;
+            grid = grid_at(m, w.grids[(f->levels - 1 - level) % 2], height, width);
+            if (level && m->options.gate >= 0) { /* its first byte tells all members whether there is one */
+                if (rank == 0 && !open_gate(job, &w, level - 1, &coarse))
+                    memset(w.gate, 1, (size_t)(height * width));
+                gate = w.gate;
+            }
+            wait_for_all(w.barrier, team); /* nobody lifts before all have done their part of the level above */
+            fill(job, &w, level, &grid, &coarse, from, to, counts);
+            wait_for_all(w.barrier, team);
+            if (rank == 0 && team > 1) /* the rows beyond the borders mirror rows that another member may have filled */
+                mirror(&grid, 0, height);
+            wait_for_all(w.barrier, team);
+            run_level(m, level, &grid, 0, f->steps[level], m->options.seed + (uint32_t)member, slice, gate, &desk, w.barrier, rank,
+                      team, counts);
+        }
+        if (rank == 0)
+            for (int64_t y = 0; y < job->height; y++)
+                for (int64_t x = 0; x < job->width; x++)
+                    counts->broken += !softmax(m, &m->rules[f->levels - 1],
+                                           grid.states + (y + job->top) * grid.row + (x + job->left) * grid.cell,
+                                           w.shares + y * job->width + x, job->height * job->width, 1.0f / (float)f->ensemble);
+        wait_for_all(w.barrier, team);
+    }
+    if (rank == 0)
+        decide(job, slice, &w, mask, mask_strides, probability, probability_strides);
+    wait_for_all(w.barrier, team);
+}
+
+size_t mednca_level_size(const mednca_model *model, int64_t height, int64_t width, int32_t team)
+{
+    Desk desk;
+    return (size_t)(64 + grid_size(model, height, width) + desk_at(model, 0, width, &desk) * (team < 1 ? 1 : team)) + 64;
+}
+
+void mednca_level(const mednca_model *model, int32_t level, float *state, int64_t height, int64_t width, int32_t first,
+                  int32_t steps, uint32_t seed, int64_t item, const uint8_t *gate, void *work, int32_t rank, int32_t team,
+                  mednca_counts *counts)
+{
+    char *p = aligned(work);
+    Barrier *barrier = (Barrier *)piece(&p, sizeof(Barrier));
+    Grid g = grid_at(model, piece(&p, grid_size(model, height, width)), height, width);
+    Desk desk;
+    const Rule *r = &model->rules[level];
+    const int64_t n = model->facts.channels;
+    desk_at(model, p + rank * desk_at(model, 0, width, &desk), width, &desk);
+    if (rank == 0) {
+        for (int64_t i = 0; i < height * width; i++) {
+            char *cell = g.states + i / width * g.row + i % width * g.cell;
+            memset(cell, 0, (size_t)g.cell);
+            for (int64_t c = 0; c < n; c++)
+                put(model, r, cell, c, state[i * n + c], counts);
+        }
+        mirror(&g, 0, height);
+    }
+    wait_for_all(barrier, team);
+    run_level(model, level, &g, first, steps, seed, item, gate, &desk, barrier, rank, team, counts);
+    if (rank == 0)
+        for (int64_t i = 0; i < height * width; i++)
+            for (int64_t c = 0; c < n; c++)
+                state[i * n + c] = get(model, r, g.states + i / width * g.row + i % width * g.cell, c);
+    wait_for_all(barrier, team);
+}
+
+/* ---- The largest piece ---- */
+
+static int32_t root_of(int32_t *memory, int32_t i)
+{
+    while (memory[i] != i)
+        i = memory[i] = memory[memory[i]];
+    return i;
+}
+
+void mednca_largest_component(uint8_t *mask, const int64_t *shape, const int64_t *strides, int32_t *memory)
+{
+    const int64_t X = shape[0], Y = shape[1], Z = shape[2];
+    int64_t at[3];
+#define MASK(x, y, z) mask[(x) * strides[0] + (y) * strides[1] + (z) * strides[2]]
+#define EVERY_VOXEL for (at[0] = 0; at[0] < X; at[0]++) for (at[1] = 0; at[1] < Y; at[1]++) for (at[2] = 0; at[2] < Z; at[2]++)
+    EVERY_VOXEL { /* pieces are named by their first voxel */
+        const int64_t steps[3] = {Y * Z, Z, 1};
+        int32_t here = (int32_t)((at[0] * Y + at[1]) * Z + at[2]);
+        memory[here] = here;
+        if (!MASK(at[0], at[1], at[2])) {
+            memory[here] = -1;
+            continue;
+        }
+        for (int i = 0; i < 3; i++)
+            if (at[i] && memory[here - steps[i]] >= 0) {
+                int32_t a = root_of(memory, (int32_t)(here - steps[i])), b = root_of(memory, here);
+                memory[a > b ? a : b] = a < b ? a : b;
+            }
+    }
+    const int64_t voxels = X * Y * Z;
+    for (int64_t i = 0; i < voxels; i++) /* every voxel: its piece */
+        if (memory[i] >= 0)
+            memory[i] = root_of(memory, (int32_t)i);
+    /* sizes are counted below -1 in the place of each first voxel, from the back so that names stay readable */
+    int64_t most = 0, best = -1;
+    for (int64_t i = voxels - 1; i >= 0; i--)
+        if (memory[i] >= 0 && memory[i] != i) {
+            int32_t *first = &memory[memory[i]];
+            *first = *first >= 0 ? -3 : *first - 1; /* -1 - size */
+        }
+    for (int64_t i = 0; i < voxels; i++) {
+        const int64_t size = memory[i] == i ? 1 : memory[i] < -1 ? -1 - (int64_t)memory[i] : 0;
+        if (size > most) {
+            most = size;
+            best = i;
+        }
+    }
+    EVERY_VOXEL {
+        const int64_t here = (at[0] * Y + at[1]) * Z + at[2];
+        if (here != best && memory[here] != best)
+            MASK(at[0], at[1], at[2]) = 0;
+    }
+#undef MASK
+#undef EVERY_VOXEL
+}
+
+/* ---- Training ---- */
+
+/* items (B), rows (B, H) and columns (B, W) -> fires and counts; threshold: the fire rate in units of 2^-24. */
+void mednca_fires(int64_t batch, int64_t height, int64_t width, int64_t steps, int64_t seed, int64_t level, uint32_t threshold,
+                  const int64_t *items, const int64_t *rows, const int64_t *columns, uint8_t *fires, int64_t *counts)
+{
+    for (int64_t item = 0; item < batch; item++)
+        for (int64_t step = 0; step < steps; step++, counts++) {
+            const uint32_t key = absorb(absorb(absorb(absorb(0, seed), level), step), items[item]);
+            *counts = 0;
+            for (int64_t y = 0; y < height; y++, fires += width) {
+                const uint32_t row = absorb(key, rows[item * height + y]);
+                for (int64_t x = 0; x < width; x++)
+                    *counts += fires[x] = (absorb(row, columns[item * width + x]) >> 8) < threshold;
+            }
+        }
+}
+
+int mednca_forward(const mednca_shape *shape, float *state, const uint8_t *fires, const float *filters, const float *views,
+                   const float *w1, const float *b1, const float *w2, float *kept)
+{
+    return available(0)->forward(shape, state, fires, filters, views, w1, b1, w2, kept);
+}
+
+int mednca_backward(const mednca_shape *shape, float *state, float *d_state, const uint8_t *fires, const int64_t *counts,
+                    const float *kept, const float *filters_t, const float *w1, const float *b1, const float *w1_t,
+                    const float *w2_t, float *d_filters, float *d_views, float *d_w1, float *d_b1, float *d_w2)
+{
+    return available(0)->backward(shape, state, d_state, fires, counts, kept, filters_t, w1, b1, w1_t, w2_t, d_filters, d_views,
+                                  d_w1, d_b1, d_w2);
+}
