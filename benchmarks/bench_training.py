@@ -26,7 +26,8 @@ from torch import Tensor
 
 from benchmarks.cases import BackendCase
 from mednca.backends import BACKENDS, load, native
-from mednca.nca import MedNCA, MedNCAConfig, Run
+from mednca.nca import MedNCA, Run
+from mednca.rule import MedNCAConfig
 
 _PAPER = MedNCAConfig(image_channels=3, steps=(16, 16))
 _LEAN = MedNCAConfig(image_channels=3, steps=(16, 16), channels=16, hidden=64, perception="depthwise")

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mednca.fire import FireKey
-from mednca.nca import Backbone, MedNCAConfig, Run, Window
+from mednca.nca import Backbone, Run, Window
+from mednca.rule import MedNCAConfig
 
 
 @dataclass(frozen=True)

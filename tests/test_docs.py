@@ -225,7 +225,7 @@ def small_world(folder: Path) -> Iterator[None]:
             shipped = folder / ".shipped"
             shipped.mkdir(exist_ok=True)
             config = RunConfig()
-            model = modelfile.ModelFile(config, MedNCA(config.model).state_dict(), {"name": "hippocampus"})
+            model = modelfile.ModelFile(config, MedNCA(config.model).weights(), {"name": "hippocampus"})
             modelfile.save_model(shipped / "hippocampus.safetensors", model)
             patch.setattr(modelfile, "SHIPPED", shipped)
         yield

@@ -20,8 +20,9 @@ from mednca import predict
 from mednca.backends import native
 from mednca.errors import InputError
 from mednca.modelfile import ModelFile, save_model
-from mednca.nca import MedNCA, MedNCAConfig
+from mednca.nca import MedNCA
 from mednca.predict import Predictor, decide, largest_component, plausibility, with_ensemble
+from mednca.rule import MedNCAConfig
 from mednca.segment import find_scans, predict_files
 from mednca.volume import Volume
 from tests.small import tiny_model, voxels, write_nifti
@@ -268,7 +269,7 @@ def test_a_volume_of_256_x_256_x_40_predicts_in_bounded_memory(engine: str, tmp_
         pytest.skip(native.why_not())
     tiny = tiny_model()
     config = replace(tiny.config, model=MedNCAConfig(steps=(1, 1)))
-    path = save_model(tmp_path / "m.safetensors", ModelFile(config, MedNCA(config.model).state_dict()))
+    path = save_model(tmp_path / "m.safetensors", ModelFile(config, MedNCA(config.model).weights()))
     words = [sys.executable, "-c", MEASURE, str(path), engine]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

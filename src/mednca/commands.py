@@ -82,10 +82,9 @@ class Train:
     def run(self) -> int:
         """Train, and print the table of the held-out cases."""
         from mednca.cases import find_labelled_cases
-        from mednca.predict import choose_engine
-        from mednca.train import train
+        from mednca.train import check_engine, train
 
-        choose_engine(self.device, self.engine)  # refuse before the data are read and a run folder is made
+        check_engine(self.device, self.engine)  # refuse before the data are read and a run folder is made
         cases = find_labelled_cases(self.data, self.group)
         report = train(
             cases,
@@ -156,7 +155,13 @@ class Predict:
     device: str = "cpu"
     """cpu or cuda."""
     engine: str = "auto"
-    """Way to run the rule: auto, native (C), folded or eager (PyTorch)."""
+    """auto (the fastest here), native (C), int16 (C, the same bits everywhere), numpy, folded or eager
+    (PyTorch)."""
+    threads: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: one per processor)")] = None
+    """Threads of native and int16; the result does not depend on it."""
+    gate: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: everywhere)")] = None
+    """Compute the finer levels only within N pixels of what the coarse level found: faster, and what the
+    coarse level misses stays missed. For native and int16."""
     force: bool = False
     """Replace existing masks."""
     quiet: bool = False
@@ -174,7 +179,9 @@ class Predict:
         from mednca.segment import predict_files
 
         model = with_ensemble(load_model(self.model), self.ensemble)
-        predictor = Predictor(model, self.device, self.seed, self.engine)
+        predictor = Predictor(
+            model, self.device, self.seed, self.engine, threads=self.threads, gate=self.gate
+        )
         # This refuses what cannot be done, before anything is computed.
         told = predict_files(predictor, self.inputs, self.out, force=self.force, progress=not self.quiet)
         general = model_warnings(model)
@@ -230,7 +237,13 @@ class Evaluate:
     device: str = "cpu"
     """cpu or cuda."""
     engine: str = "auto"
-    """Way to run the rule: auto, native (C), folded or eager (PyTorch)."""
+    """auto (the fastest here), native (C), int16 (C, the same bits everywhere), numpy, folded or eager
+    (PyTorch)."""
+    threads: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: one per processor)")] = None
+    """Threads of native and int16; the result does not depend on it."""
+    gate: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: everywhere)")] = None
+    """Compute the finer levels only within N pixels of what the coarse level found: faster, and what the
+    coarse level misses stays missed. For native and int16."""
     force: bool = False
     """Replace an existing report."""
     quiet: bool = False
@@ -244,7 +257,7 @@ class Evaluate:
         from mednca.evaluate import evaluate
         from mednca.files import read_lines
         from mednca.modelfile import load_model
-        from mednca.predict import Predictor, with_ensemble
+        from mednca.predict import Predictor, saturation, with_ensemble
 
         if self.json is not None and self.json.exists() and not self.force:
             raise InputError(f"{self.json}: exists already; choose another name or give --force")
@@ -259,7 +272,15 @@ class Evaluate:
             if missing:
                 raise InputError(f"{self.cases}: case {missing[0]} is not in {self.data}")
             chosen = tuple(case for case in chosen if case.id in wanted)
-        predictor = Predictor(model, self.device, self.seed, self.engine, probability=True)
+        predictor = Predictor(
+            model,
+            self.device,
+            self.seed,
+            self.engine,
+            probability=True,
+            threads=self.threads,
+            gate=self.gate,
+        )
         seen = sorted({case.id for case in chosen} & set(model.card.get("training_cases", [])))
         if seen:
             print(
@@ -274,8 +295,11 @@ class Evaluate:
             labels=found.labels or None,
             progress=lambda c: tqdm(c, unit="scan", disable=True if self.quiet else None),
         )
+        for warning in saturation(predictor.saturated):
+            print(f"mednca: warning: {warning}", file=sys.stderr)
         told: dict[str, Any] = {"model": str(self.model), "model_hash": model.hash, "device": self.device}
         told |= {"data": found.name, "fire_seed": self.seed, "trained_on": seen}
+        told |= {"engine": predictor.engine, "gate": self.gate, "saturated": predictor.saturated}
         report = replace(report, provenance=report.provenance | told)
         if self.json is not None:
             report.write(self.json, force=self.force)
@@ -306,6 +330,7 @@ class Info:
         model = load_model(self.model)
         if self.json:
             told: dict[str, Any] = {"hash": model.hash, "parameters": model.parameters}
+            told["calibrated"] = model.range is not None
             print(json.dumps(told | {"config": to_dict(model.config), "card": model.card}, indent=1))
         else:
             print(describe(model))

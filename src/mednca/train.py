@@ -134,6 +134,15 @@ def train(
     return report
 
 
+def check_engine(device: str, engine: str) -> None:
+    """Raise InputError for a device or an engine of training that cannot be used here."""
+    check_device(device)
+    try:
+        choose(device, engine)
+    except ValueError as error:
+        raise InputError(f"engine {engine!r} cannot be used: {error}") from error
+
+
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
     """Run the block with one thread of PyTorch, then as before.

@@ -20,7 +20,8 @@ from torch import Tensor
 from benchmarks.cases import CASES, BackendCase, forward_backward
 from mednca.backends import BACKENDS, choose, load, native
 from mednca.fire import FireKey, fire_mask
-from mednca.nca import MedNCAConfig, Run, Window, run_eager
+from mednca.nca import Run, Window, run_eager
+from mednca.rule import MedNCAConfig
 
 STATE_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4

@@ -1,6 +1,9 @@
-"""Ways to run a rule: the same states, at other speeds. A backend is a `mednca.nca.Run` in a file of its own.
+"""Ways to run a rule: the same states, at other speeds. tests/conformance holds each of them to the
+definition, `mednca.nca.run_eager` in float64.
 
-tests/conformance holds each of them to the definition, `mednca.nca.run_eager` in float64.
+A backend is a `mednca.nca.Run` in a file of its own, over PyTorch's tensors, so that training can go back
+through it. `numpy.py` is none of them: it needs no PyTorch, and only predicts. So do the engines in C of
+`mednca.engine`; `mednca.predict` chooses between all of these.
 """
 
 from __future__ import annotations
