@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -21,10 +23,11 @@ from mednca.errors import InputError
 from mednca.export import export
 from mednca.fire import FireKey, fire_mask
 from mednca.modelfile import ModelFile, load_model, save_model
-from mednca.nca import MedNCA, run_eager
-from mednca.predict import decide, predict_slices
+from mednca.predict import Predictor, decide, predict_slices, share_with
+from mednca.rule import weight_shapes
 from mednca.slices import rescale
-from tests.small import tiny_model
+from mednca.volume import Volume
+from tests.small import tiny_model, voxels
 
 onnx = pytest.importorskip("onnx", reason="needs pip install 'mednca[onnx]'")
 ort = pytest.importorskip("onnxruntime", reason="needs pip install 'mednca[onnx]'")
@@ -41,10 +44,10 @@ MODELS = {
 def with_rule(model: ModelFile, **rule: Any) -> ModelFile:
     """Model -> one of another rule, its weights random."""
     config = replace(model.config, model=replace(model.config.model, **rule))
-    generator = torch.Generator().manual_seed(5)
+    random = np.random.default_rng(5)
     weights = {
-        name: torch.randn(tensor.shape, generator=generator) * 0.3
-        for name, tensor in MedNCA(config.model).state_dict().items()
+        name: random.normal(0, 0.3, shape).astype(np.float32)
+        for name, shape in weight_shapes(config.model).items()
     }
     return ModelFile(config, weights, model.card)
 
@@ -76,8 +79,9 @@ def expected_mask(model: ModelFile, scan: NDArray[np.float32], number: int) -> N
         scan = np.stack([rescale(channel) for channel in scan.swapaxes(0, 1)], axis=1)
     else:
         scan = np.stack([[rescale(channel) for channel in channels] for channels in scan])
+    share = share_with(model, "eager", "cpu")
     shares = predict_slices(
-        model.build(), scan, config.preprocess, seed=0, ensemble=config.predict.ensemble, run=run_eager
+        share, config.model, scan, config.preprocess, seed=0, ensemble=config.predict.ensemble
     )
     assert 0.03 < (shares.sum(axis=1) > 0.5).mean() < 0.97  # no trivial mask
     return decide(shares[number], config.predict.threshold, config.values)
@@ -172,5 +176,91 @@ def test_a_place_of_the_wrong_kind_is_refused(tmp_path: Path) -> None:
         export(source, "coreml", tmp_path / "out")
 
 
+def without(module: str, tmp_path: Path, form: str, out: str) -> subprocess.CompletedProcess[str]:
+    """Name of a module -> what `mednca export` does in a process where it cannot be imported."""
+    save_model(tmp_path / "m.safetensors", MODELS["one channel"])
+    program = f"""
+import sys
+
+class Absent:
+    def find_spec(self, name, *more):
+        if name.split(".")[0] == {module!r}:
+            raise ModuleNotFoundError(f"No module named {{name}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+from mednca.cli import main
+main(["export", "m.safetensors", "--to", {form!r}, "-o", {out!r}])
+"""
+    words = [sys.executable, "-c", program]
+    return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+
 def test_export_does_not_need_torch(tmp_path: Path) -> None:
-    """The graph is built from the arrays, not traced; holds once models load without torch."""
+    for form, out in (("onnx", "folder"), ("c", "model.h")):
+        done = without("torch", tmp_path, form, out)
+        assert done.returncode == 0 and not done.stderr, done.stderr
+        assert out in done.stdout and (tmp_path / out).exists()
+
+
+def test_without_onnx_the_extra_is_named(tmp_path: Path) -> None:
+    done = without("onnx", tmp_path, "onnx", "folder")
+    assert done.returncode == 2 and "pip install 'mednca[onnx]'" in done.stderr
+    assert not (tmp_path / "folder").exists()
+    assert without("onnx", tmp_path, "c", "model.h").returncode == 0
+
+
+# ---- C ----
+
+MAIN = """
+int main(void)
+{
+    int64_t shape[3];
+    if (fread(shape, 8, 3, stdin) != 3)
+        return 2;
+    size_t count = (size_t)(shape[0] * shape[1] * shape[2]);
+    int16_t *voxels = malloc(2 * count);
+    uint8_t *mask = malloc(count);
+    if (fread(voxels, 2, count, stdin) != count || segment(voxels, shape[0], shape[1], shape[2], mask))
+        return 2;
+    return fwrite(mask, 1, count, stdout) != count;
+}
+"""
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler called cc")
+def test_the_header_s_own_example_compiles_and_makes_the_mask_of_the_package(tmp_path: Path) -> None:
+    model = tiny_model(context=1, card={"name": "*/ int bad;", "licence": "a */ licence"})
+    source = save_model(tmp_path / "m.safetensors", model)
+    (header,) = export(source, "c", tmp_path / "my model.h")
+    comment = header.read_text("ascii").partition(" */")[0]
+    code = re.findall(r"^ \*     (.*)$|^ \*()$", comment, flags=re.M)
+    program = "\n".join(line for line, _ in code) + MAIN
+    assert "mednca_slice" in program
+    (tmp_path / "main.c").write_text(program)
+    runtime = ROOT / "runtime" / "c"
+    words = ["cc", "-std=c99", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{runtime}", "main.c"]
+    done = subprocess.run(
+        [*words, str(runtime / "mednca.c"), "-o", "main"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    scan = voxels()
+    given = np.array(scan.shape, np.int64).tobytes() + scan.tobytes("F")
+    done = subprocess.run([tmp_path / "main"], input=given, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout
+    mask = np.frombuffer(done.stdout, np.uint8).reshape(scan.shape, order="F")
+    expected = Predictor(model).predict(Volume(scan[None], np.eye(4))).mask.data[0]
+    assert 0.03 < (expected > 0).mean() < 0.97
+    assert (mask != expected).mean() < 0.003
+
+
+def test_the_header_holds_the_bytes_of_the_model_file(tmp_path: Path) -> None:
+    source = save_model(tmp_path / "m.safetensors", MODELS["one channel"])
+    (header,) = export(source, "c", tmp_path / "if.h")
+    text = header.read_text("ascii")
+    numbers = text.partition("= {\n")[2].partition("\n}")[0]
+    assert bytes(map(int, numbers.replace("\n", "").rstrip(",").split(","))) == source.read_bytes()
+    assert "unsigned char model_if[" in text and hashlib.sha256(source.read_bytes()).hexdigest() in text

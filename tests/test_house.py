@@ -31,6 +31,7 @@ LIGHT = [
     *("errors", "files", "fire", "sentinel", "slices", "synthetic", "figures"),
     *("volume", "formats", "io", "cases", "doctor"),
     *("metrics", "evaluate", "report"),
+    *("export", "bench"),
     *("rule", "config", "recipes", "modelfile", "card", "backends", "commands", "cli"),
 ]
 #: Modules that talk to a person; the others log.

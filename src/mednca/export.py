@@ -26,7 +26,7 @@ from mednca.modelfile import ModelFile, find_model, load_model
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from mednca.nca import MedNCAConfig
+    from mednca.rule import MedNCAConfig
 
 #: Of the operators; the oldest that has all we need in its present form, so that old runtimes take it too.
 OPSET = 13
@@ -318,9 +318,12 @@ def c_header(model: ModelFile, path: Path, out: Path) -> dict[Path, bytes | str]
     lines = [f"{told.get('model') or 'Med-NCA model'}, hash {model.hash}; written by mednca {__version__}."]
     for key in ("licence", "attribution", "data", "intended_use"):
         if key in told:
-            lines.append(f"{key.replace('_', ' ').capitalize()}: {told[key].replace('*/', '* /')}")
+            lines.append(f"{key.replace('_', ' ').capitalize()}: {told[key]}")
     comment = "\n".join(
-        textwrap.fill(line, 114, initial_indent=" * ", subsequent_indent=" *   ", **_WHOLE) for line in lines
+        textwrap.fill(
+            line.replace("*/", "* /"), 114, initial_indent=" * ", subsequent_indent=" *   ", **_WHOLE
+        )
+        for line in lines
     )
     numbers = "\n".join(
         ",".join(map(str, data[start : start + 32])) + "," for start in range(0, len(data), 32)
@@ -345,21 +348,31 @@ _HEADER = """/*
  * {sha}.
  * They stay where the linker puts constants (flash, on a microcontroller). With mednca.h and mednca.c:
  *
+ *     #include <stdio.h>
+ *     #include <stdlib.h>
  *     #include "mednca.h"
  *     #include "{file}"
  *
- *     char message[MEDNCA_MESSAGE];
- *     mednca_model *model = mednca_open({name}, {name}_size, NULL, message, sizeof message);
- *     mednca_scan scan = {{voxels, MEDNCA_I16, 1.0, 0.0, {{1, x, y, z}}, {{0, 2, 2 * x, 2 * x * y}},
- *                         {{1.0, 1.0, 1.0}}}};
- *     void *work = calloc(1, mednca_work_size(model, &scan, message, sizeof message));
- *     int64_t strides[3] = {{1, x, x * y}};
- *     mednca_counts counts = {{0, 0, 0}};
- *     mednca_job job;
- *     if (!model || !work || mednca_begin(model, &scan, work, &job, message, sizeof message)) ...
- *     for (int64_t i = 0; i < job.slices; i++)
- *         mednca_slice(&job, i, work, 0, 1, mask, strides, NULL, NULL, &counts);
- *     mednca_close(model);
+ *     int segment(const int16_t *voxels, int64_t x, int64_t y, int64_t z, uint8_t *mask) // x runs fastest
+ *     {{
+ *         char message[MEDNCA_MESSAGE];
+ *         int64_t strides[3] = {{1, x, x * y}};
+ *         mednca_scan scan = {{voxels, MEDNCA_I16, 1.0, 0.0, {{1, x, y, z}}, {{0, 2, 2 * x, 2 * x * y}},
+ *                             {{1.0, 1.0, 1.0}}}}; // spacing in mm
+ *         mednca_counts counts = {{0}};
+ *         mednca_job job;
+ *         mednca_model *model = mednca_open({name}, {name}_size, NULL, message, sizeof message);
+ *         size_t size = model ? mednca_work_size(model, &scan, 1, message, sizeof message) : 0;
+ *         void *work = size ? calloc(1, size) : NULL;
+ *         int failed = !work || mednca_begin(model, &scan, work, &job, message, sizeof message);
+ *         for (int64_t i = 0; !failed && i < job.slices; i++)
+ *             mednca_slice(&job, i, work, 0, 1, mask, strides, NULL, NULL, &counts);
+ *         if (failed)
+ *             puts(message);
+ *         free(work);
+ *         mednca_close(model);
+ *         return failed;
+ *     }}
  *
  * Include it in one source file only.
  */
