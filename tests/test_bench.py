@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,10 +82,17 @@ def test_runs_take_turns_in_another_order_each_round(monkeypatch: pytest.MonkeyP
     order: list[str] = []
     runs = {name: lambda name=name: order.append(name) for name in "abc"}
     ticks: list[int] = []
-    seconds = take_turns(runs, 3, lambda: ticks.append(1))
+    times = take_turns(runs, 3, lambda: ticks.append(1))
     assert "".join(order) == "cab" + "abc" + "bca" + "cab"  # the first round warms up
-    assert {name: len(each) for name, each in seconds.items()} == {"a": 3, "b": 3, "c": 3}
-    assert len(ticks) == 12 and all(each >= 0 for times in seconds.values() for each in times)
+    counts = {name: (len(each.seconds), len(each.cpu_seconds)) for name, each in times.items()}
+    assert counts == {"a": (3, 3), "b": (3, 3), "c": (3, 3)}
+    assert len(ticks) == 12
+
+
+def test_processor_time_is_told_beside_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REST", 0)
+    rest = take_turns({"rest": lambda: time.sleep(0.1)}, 1)["rest"]
+    assert rest.seconds[0] >= 0.1 and rest.cpu_seconds[0] < 0.05
 
 
 def test_an_engine_that_gives_other_numbers_is_not_timed(
@@ -123,11 +131,17 @@ def test_the_difference_is_that_of_probabilities_and_masks() -> None:
     assert apart["dice"] == pytest.approx(2 * 6 / 18)
 
 
+def times(*seconds: float) -> Times:
+    return Times(list(seconds), list(seconds))
+
+
 def test_a_table_has_a_row_for_each_measurement() -> None:
     rows = [
-        Row("slice 64 x 64", "native", 1, [0.01, 0.02, 0.04], {"above_python": 30.4, "above_loaded": 3.0}),
-        Row("slice 64 x 64", "numpy", None, [0.2, 0.2, 0.3]),
-        Row("slice 64 x 64", "PyTorch", 2, [1.0, 1.0, 1.0]),
+        Row(
+            "slice 64 x 64", "native", 1, times(0.01, 0.02, 0.04), {"above_python": 30.4, "above_loaded": 3.0}
+        ),
+        Row("slice 64 x 64", "numpy", None, times(0.2, 0.2, 0.3)),
+        Row("slice 64 x 64", "PyTorch", 2, times(1.0, 1.0, 1.0)),
     ]
     model = {"name": "tiny", "hash": "abc", "steps": [2, 3], "ensemble": 1}
     report = Report(model, module.machine(), rows, ["a note"])
@@ -157,7 +171,7 @@ def test_the_command_prints_a_table_and_writes_every_measurement(
     assert {row["job"] for row in stored["rows"]} == {"slice 16 x 12", "slice 24 x 20", "scan 64 x 64 x 32"}
     first = "native" if engine.available() else "numpy"
     assert {row["engine"] for row in stored["rows"]} == {first}
-    assert all(len(row["seconds"]) == 2 and row["min_s"] <= row["median_s"] for row in stored["rows"])
+    assert all(len(row["seconds"]) == 2 and min(row["seconds"]) <= row["median_s"] for row in stored["rows"])
     assert stored["model"]["steps"] == [1, 2] and stored["model"]["hash"][:4] in out
     assert stored["machine"]["processor"] in out and "| slice 16 x 12 " in out
     with pytest.raises(SystemExit) as end:

@@ -297,22 +297,39 @@ def missing(name: str, model: ModelFile) -> str:
 # ---- Measuring ----
 
 
+@dataclass(frozen=True)
+class Times:
+    """Seconds of each round: by the clock, and of processor time of all threads together.
+
+    Where other programs keep a machine busy the second, for one thread, says what the first would be without.
+    """
+
+    seconds: list[float]
+    cpu_seconds: list[float]
+
+    @property
+    def median(self) -> float:
+        """By the clock."""
+        return statistics.median(self.seconds)
+
+
 def take_turns(
     runs: Mapping[K, Callable[[], Any]], rounds: int, tick: Callable[[], None] = lambda: None
-) -> dict[K, list[float]]:
-    """What to time by name -> seconds of each round. One more round goes before, which is not counted."""
+) -> dict[K, Times]:
+    """What to time by name -> its times. One more round goes before, which is not counted."""
     names = list(runs)
-    seconds: dict[K, list[float]] = {name: [] for name in names}
+    times: dict[K, Times] = {name: Times([], []) for name in names}
     for number in range(-1, rounds):
         start = number % len(names)
         for name in names[start:] + names[:start]:
             time.sleep(REST)
-            began = time.perf_counter()
+            began, used = time.perf_counter(), time.process_time()
             runs[name]()
             if number >= 0:
-                seconds[name].append(time.perf_counter() - began)
+                times[name].seconds.append(round(time.perf_counter() - began, 6))
+                times[name].cpu_seconds.append(round(time.process_time() - used, 6))
             tick()
-    return seconds
+    return times
 
 
 def difference(task: Slice, found: Array, expected: Array) -> dict[str, float]:
@@ -386,7 +403,7 @@ class Row:
         job: Name of the slice or scan.
         engine: Its name.
         threads: How many; None where the engine decides.
-        seconds: Of each round.
+        times: Of each round.
         memory_mib: See `memory`; None where it was not measured.
         apart: See `difference`, on a small slice against NumPy in float64; None for a scan.
     """
@@ -394,14 +411,9 @@ class Row:
     job: str
     engine: str
     threads: int | None
-    seconds: list[float]
+    times: Times
     memory_mib: dict[str, float] | None = None
     apart: dict[str, float] | None = None
-
-    @property
-    def median(self) -> float:
-        """Seconds."""
-        return statistics.median(self.seconds)
 
 
 @dataclass(frozen=True)
@@ -417,8 +429,8 @@ class Report:
         """All of it, for JSON."""
         rows = []
         for row in self.rows:
-            ends = {"median_s": row.median, "min_s": min(row.seconds), "max_s": max(row.seconds)}
-            rows.append({**asdict(row), **ends, "times_native": self.against_native(row)})
+            told = asdict(row) | {"median_s": row.times.median, "times_native": self.against_native(row)}
+            rows.append(told | told.pop("times"))
         return {"model": self.model, "machine": self.machine, "rows": rows, "notes": self.notes}
 
     def against_native(self, row: Row) -> float | None:
@@ -426,7 +438,7 @@ class Report:
         for other in self.rows:
             same = other.job == row.job and row.threads in (None, other.threads)
             if same and other.engine == "native" != row.engine:
-                return round(row.median / other.median, 3)
+                return round(row.times.median / other.times.median, 3)
         return None
 
     def table(self) -> str:
@@ -434,13 +446,14 @@ class Report:
         lines = [["job", "engine", "threads", "seconds: median (min to max)", "times native", "memory, MiB"]]
         for row in self.rows:
             times = self.against_native(row)
-            seconds = [_digits(value) for value in (row.median, min(row.seconds), max(row.seconds))]
+            seconds = row.times.seconds
+            median, least, most = map(_digits, (row.times.median, min(seconds), max(seconds)))
             lines.append(
                 [
                     row.job,
                     row.engine,
                     str(row.threads or "its own"),
-                    f"{seconds[0]} ({seconds[1]} to {seconds[2]})",
+                    f"{median} ({least} to {most})",
                     "" if times is None else f"{times:.2f}",
                     f"{row.memory_mib['above_python']:.0f}" if row.memory_mib else "",
                 ]
@@ -626,14 +639,14 @@ def bench(
         tick()
     rows = []
     for job, runs in jobs.items():
-        for (name, count), seconds in take_turns(runs, repeats, tick).items():
+        for (name, count), times in take_turns(runs, repeats, tick).items():
             measured = job == largest.name and count in (None, counts[0])
             rows.append(
                 Row(
                     job,
                     name,
                     count,
-                    [round(each, 6) for each in seconds],
+                    times,
                     taken[name] if measured else None,
                     apart[name] if job != whole else None,
                 )
