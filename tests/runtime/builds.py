@@ -1,5 +1,5 @@
-"""Programs of runtime/c for the tests: built when they are first asked for; a test that needs a compiler or an emulator
-which is not here is skipped, and says what to install."""
+"""Programs of runtime/c for the tests: built when they are first asked for. A test that needs a compiler or
+an emulator which is not here is skipped, and says what to install."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def succeeded(*words: object, target: str = "host") -> str:
 
 
 def add_ranges(model: Path, state: float = 64.0, units: float = 128.0) -> Path:
-    """Model file -> the same file with ranges for int16 in its header: of states, and of views and hidden units."""
+    """Model file -> the same file with ranges for int16: of states, and of views and hidden units."""
     content = model.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])

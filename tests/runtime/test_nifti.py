@@ -51,7 +51,7 @@ def write(
 
 
 def read_in_c(path: Path, folder: Path, name: str = "mask.nii") -> tuple[Array, Array, bytes]:
-    """NIfTI file -> values float32 (C, X, Y, Z) in RAS+, spacing, and the file of a mask that counts voxels."""
+    """NIfTI file -> values float32 (C, X, Y, Z) in RAS+, spacing, and a mask that counts voxels."""
     mask = folder / name
     done = subprocess.run(
         [built("host", "show_scan"), path, mask], capture_output=True, check=False, timeout=60
@@ -115,7 +115,9 @@ def test_values_are_scaled_as_the_header_says(tmp_path: Path, slope: float, inte
 
 
 @pytest.mark.parametrize("version", [1, 2])
-@pytest.mark.parametrize("shape", [(3, 4), (3, 4, 1), (3, 4, 5), (3, 4, 5, 1), (3, 4, 5, 2), (3, 4, 5, 2, 1, 1)])
+@pytest.mark.parametrize(
+    "shape", [(3, 4), (3, 4, 1), (3, 4, 5), (3, 4, 5, 1), (3, 4, 5, 2), (3, 4, 5, 2, 1, 1)]
+)
 def test_images_have_two_axes_to_four(tmp_path: Path, shape: tuple[int, ...], version: int) -> None:
     check(write(tmp_path / "a.nii", numbers("i2", *shape), version=version), tmp_path)
     check(write(tmp_path / "b.nii", numbers("i2", *shape), None, version=version), tmp_path)
