@@ -98,32 +98,38 @@ static __attribute__((naked, noinline)) void KERNEL(vectors)(const Vectors *v __
         "pop {r4-r11, pc}\n");
 }
 
-/* As in kernels.h. */
+/* As in kernels.h. Cells are taken in shares that leave room for weights in the first cache. */
 static void KERNEL(multiply)(const Layer *l, int64_t count, const float *const *a, int64_t offset, int64_t from, int64_t depth,
                              float *c, int64_t c_row)
 {
-    const int groups = (int)count / 4, rest = (int)count % 4, width = (int)l->width, deep = (int)l->depth;
+    const int width = (int)l->width, deep = (int)l->depth, row = (int)c_row;
     const float *last[4], *start = l->start;
     float c_last[16];
-    for (int i = 0; i < 4; i++)
-        last[i] = rest ? a[groups * 4 + (i < rest ? i : 0)] : 0;
-    for (int j = 0; j < width; j += 4) {
-        Vectors v = {a, (int32_t)offset * 4, (const float *)l->weights + j * deep + (int)from * 4, from ? 0 : start + j, c + j,
-                     (int32_t)c_row * 4, groups, (int32_t)depth / 2};
-        if (groups)
+    enum { SHARE = 2304 }; /* numbers: 9 kB of the 16 */
+    const int share = SHARE / (int)depth < 4 ? 4 : SHARE / (int)depth & ~3;
+    for (int left = (int)count, cells; left > 0; left -= cells, a += cells, c += cells * row) {
+        cells = left < share ? left : share;
+        const int groups = cells / 4, rest = cells % 4;
+        for (int i = 0; i < 4; i++)
+            last[i] = rest ? a[groups * 4 + (i < rest ? i : 0)] : 0;
+        for (int j = 0; j < width; j += 4) {
+            Vectors v = {a, (int32_t)offset * 4, (const float *)l->weights + j * deep + (int)from * 4, from ? 0 : start + j, c + j,
+                         row * 4, groups, (int32_t)depth / 2};
+            if (groups)
+                KERNEL(vectors)(&v);
+            if (!rest)
+                continue;
+            float *out = c + groups * 4 * row + j;
+            for (int i = 0; i < rest && from; i++)
+                memcpy(c_last + 4 * i, out + i * row, 16);
+            v.a = last;
+            v.c = c_last;
+            v.c_row = 16;
+            v.groups = 1;
             KERNEL(vectors)(&v);
-        if (!rest)
-            continue;
-        float *out = c + groups * 4 * (int)c_row + j;
-        for (int i = 0; i < rest && from; i++)
-            memcpy(c_last + 4 * i, out + i * (int)c_row, 16);
-        v.a = last;
-        v.c = c_last;
-        v.c_row = 16;
-        v.groups = 1;
-        KERNEL(vectors)(&v);
-        for (int i = 0; i < rest; i++)
-            memcpy(out + i * (int)c_row, c_last + 4 * i, 16);
+            for (int i = 0; i < rest; i++)
+                memcpy(out + i * row, c_last + 4 * i, 16);
+        }
     }
 }
 
