@@ -14,6 +14,8 @@ PYTHON := $(shell for name in python3 python3.14 python3.13 python3.12 python3.1
 
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+# What the C engine is built from: a change builds it anew.
+ENGINE := setup.py $(wildcard runtime/c/*.c runtime/c/*.h)
 
 # Nothing of another environment may leak in.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
@@ -26,7 +28,7 @@ help: ## list the targets
 
 setup: $(STAMP) ## create .venv with the pinned dependencies (PYTHON=python3.12 to choose the interpreter)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt $(ENGINE)
 	@test -n "$(PYTHON)" || { echo "mednca needs Python 3.11 or later and found none." \
 		"Install one, or name it: make setup PYTHON=/path/to/python3" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -36,7 +38,7 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "$(PYTHON) cannot create an environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@"$(RUN)" -m pip install -qq --disable-pip-version-check -c constraints.txt setuptools
 	@"$(RUN)" -m pip install -qq --disable-pip-version-check -c constraints.txt --no-build-isolation \
-		-e '.[train,formats,dev]'
+		-e '.[train,formats,onnx,dev]'
 	@touch "$(STAMP)"
 
 demo: setup ## train, predict and judge on phantoms, or on real scans with DATA=folder; writes demo/
@@ -61,5 +63,6 @@ format: setup ## let ruff put the code in order
 check: lint test ## lint and test: what CI runs
 
 clean: ## remove the environments and caches; demo/ and runs/ stay
-	@rm -rf "$(VENV)" .venv-ci build dist src/mednca.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf "$(VENV)" .venv-ci build dist src/mednca.egg-info src/mednca/_engine.*
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find src tests benchmarks reproduce -type d -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

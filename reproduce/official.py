@@ -32,7 +32,7 @@ from mednca.files import atomic_write
 from mednca.metrics import dice_score, soft_dice_score
 from mednca.modelfile import ModelFile
 from mednca.official import import_official
-from mednca.predict import decide, predict_slices
+from mednca.predict import decide, predict_slices, share_with_torch
 from mednca.slices import prepare_image, prepare_label, restore
 
 MEASURES = ("soft64", "hard64", "native")
@@ -44,8 +44,8 @@ def score(model: ModelFile, case: Case, *, seed: int = 0, engine: str = "auto") 
     config, scan = model.config, load_scan(case)
     label = class_numbers(scan.label, config)
     image = prepare_image(scan.image, config.preprocess)
-    run = choose("cpu", engine)
-    shares = predict_slices(model.build(), image, config.preprocess, seed=seed, run=run)
+    share = share_with_torch(model, choose("cpu", engine))
+    shares = predict_slices(share, config.model, image, config.preprocess, seed=seed)
     small = prepare_label(label, config.preprocess, 1)
     mask = decide(restore(shares, scan.image, config.preprocess), config.predict.threshold, (1,))
     return {

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mednca.config import PredictConfig, RunConfig
 from mednca.modelfile import ModelFile, save_model
-from mednca.nca import MedNCA, MedNCAConfig
+from mednca.rule import MedNCAConfig, weight_shapes
 from mednca.slices import PreprocessConfig
 
 SHAPE = (12, 14, 6)
@@ -27,13 +27,13 @@ def tiny_model(
     **preprocess: Any,
 ) -> ModelFile:
     """A model with random weights that says neither yes nor no everywhere."""
-    config = MedNCAConfig(
-        image_channels=modalities * (2 * context + 1), classes=classes, channels=8, hidden=8, steps=(2, 3)
-    )
+    image_channels = modalities * (2 * context + 1)
+    channels = max(8, image_channels + classes + 2)
+    config = MedNCAConfig(image_channels, classes, channels, hidden=8, steps=(2, 3))
     generator = torch.Generator().manual_seed(3)
     weights = {
-        name: torch.randn(tensor.shape, generator=generator) * 0.4
-        for name, tensor in MedNCA(config).state_dict().items()
+        name: (torch.randn(shape, generator=generator) * 0.4).numpy()
+        for name, shape in weight_shapes(config).items()
     }
     names = ("foreground",) if classes == 1 else tuple(f"part {k}" for k in range(1, classes + 1))
     run = RunConfig(

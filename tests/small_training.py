@@ -14,7 +14,7 @@ from mednca.augment import TrainingCase
 from mednca.cases import CaseSet, find_cases
 from mednca.config import RunConfig, TrainConfig
 from mednca.modelfile import ModelFile
-from mednca.nca import MedNCA, MedNCAConfig
+from mednca.rule import MedNCAConfig, weight_shapes
 
 MODEL = MedNCAConfig(channels=8, hidden=8, perception="depthwise", scales=(4, 2, 1), steps=(3, 2, 2))
 TRAIN = TrainConfig(
@@ -69,6 +69,7 @@ def write_cases(folder: Path, count: int = 6, group: str | None = "pairs") -> Ca
 def model_file(seed: int = 0, **card: Any) -> ModelFile:
     """Seed -> a tiny model with random weights in every array."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = {name: tensor.shape for name, tensor in MedNCA(MODEL).state_dict().items()}
-    weights = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    weights = {
+        name: torch.randn(shape, generator=generator).numpy() for name, shape in weight_shapes(MODEL).items()
+    }
     return ModelFile(config(), weights, card)

@@ -14,7 +14,7 @@ from small_training import config, slices
 
 from mednca.augment import TrainingCase, canvas_grid, draw_patches, sample_batch, vary_intensity
 from mednca.config import AugmentConfig, RunConfig
-from mednca.nca import MedNCAConfig
+from mednca.rule import MedNCAConfig
 
 NOTHING = AugmentConfig((), 0, 0, 0, 0, 0, 0, 0, 0)
 GEOMETRY = AugmentConfig(gamma=0, brightness=0, noise=0, bias=0, flip=(0, 1), rotation=40, stretch=0.3)

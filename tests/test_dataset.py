@@ -20,7 +20,7 @@ from mednca.dataset import (
     training_case,
 )
 from mednca.errors import InputError
-from mednca.nca import MedNCAConfig
+from mednca.rule import MedNCAConfig
 from mednca.slices import PreprocessConfig
 from mednca.volume import Volume
 

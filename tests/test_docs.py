@@ -30,7 +30,7 @@ import pytest
 import SimpleITK
 import torch
 
-from mednca import cli, modelfile, synthetic
+from mednca import bench, cli, modelfile, synthetic
 from mednca.commands import COMMANDS, Train
 from mednca.config import RunConfig
 from mednca.nca import MedNCA
@@ -213,6 +213,11 @@ def tiny(configure: Callable[..., RunConfig]) -> Callable[..., RunConfig]:
     return shrunk
 
 
+def quick(measure: Callable[..., Any]) -> Callable[..., Any]:
+    """The benchmark -> the same of one round and a small slice."""
+    return lambda source, **more: measure(source, **more | {"sizes": [(16, 16)], "repeats": 1})
+
+
 @contextlib.contextmanager
 def small_world(folder: Path) -> Iterator[None]:
     """Folder -> commands run in it, with small phantoms, tiny models, and `hippocampus` where there is
@@ -221,11 +226,14 @@ def small_world(folder: Path) -> Iterator[None]:
         patch.chdir(folder)
         patch.setattr(Train, "configure", tiny(Train.configure))
         patch.setattr(synthetic, "phantom", scan)
+        patch.setattr(bench, "bench", quick(bench.bench))
+        patch.setattr(bench, "memory", lambda *_: None)
+        patch.setattr(bench, "scan_of", lambda _: ((16, 16, 4), [1.0, 1.0, 1.0]))
         if "hippocampus" not in modelfile.shipped_models():
             shipped = folder / ".shipped"
             shipped.mkdir(exist_ok=True)
             config = RunConfig()
-            model = modelfile.ModelFile(config, MedNCA(config.model).state_dict(), {"name": "hippocampus"})
+            model = modelfile.ModelFile(config, MedNCA(config.model).weights(), {"name": "hippocampus"})
             modelfile.save_model(shipped / "hippocampus.safetensors", model)
             patch.setattr(modelfile, "SHIPPED", shipped)
         yield

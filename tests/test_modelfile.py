@@ -8,9 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import safetensors.numpy
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from small_training import model_file
 
 import mednca.modelfile as modelfile
@@ -18,15 +21,16 @@ from mednca.config import to_dict
 from mednca.errors import InputError
 from mednca.files import atomic_write
 from mednca.modelfile import ModelFile, find_model, load_model, save_model
+from mednca.nca import MedNCA
 from mednca.recipes import Fingerprint, recipe
 
 
-def write(path: Path, weights: dict[str, torch.Tensor] | None = None, **header: Any) -> Path:
+def write(path: Path, weights: dict[str, NDArray[Any]] | None = None, **header: Any) -> Path:
     """Weights and parts of the header that differ from a good file's -> a file with its own checks passed."""
     good = model_file()
     head = {"format": "mednca-model", "version": 1, "config": to_dict(good.config), "card": {}} | header
     path.write_bytes(
-        safetensors.torch.save(good.weights if weights is None else weights, {"mednca": json.dumps(head)})
+        safetensors.numpy.save(good.weights if weights is None else weights, {"mednca": json.dumps(head)})
     )
     return path
 
@@ -45,7 +49,7 @@ def test_a_model_comes_back_and_its_bytes_with_it(tmp_path: Path) -> None:
     first = save_model(tmp_path / "a.safetensors", model)
     back = load_model(first)
     assert back.config == model.config and back.card == model.card and back.hash == model.hash
-    assert all(torch.equal(back.weights[name], tensor) for name, tensor in model.weights.items())
+    assert all(np.array_equal(back.weights[name], array) for name, array in model.weights.items())
     assert save_model(tmp_path / "b.safetensors", back).read_bytes() == first.read_bytes()
     shuffled = replace(model, weights=dict(reversed(model.weights.items())))
     assert save_model(tmp_path / "c.safetensors", shuffled).read_bytes() == first.read_bytes()
@@ -55,13 +59,13 @@ def test_a_model_comes_back_and_its_bytes_with_it(tmp_path: Path) -> None:
 def test_the_hash_names_configuration_and_weights(tmp_path: Path) -> None:
     model = model_file()
     assert model.hash == model_file(name="another card").hash and len(model.hash) == 16
-    weights = {name: tensor.clone() for name, tensor in model.weights.items()}
+    weights = {name: array.copy() for name, array in model.weights.items()}
     weights["levels.1.update_out.weight"][0, 0] += 1e-6
     assert replace(model, weights=weights).hash != model.hash
     other = replace(model.config, predict=replace(model.config.predict, threshold=0.4))
     assert replace(model, config=other).hash != model.hash
     paper = recipe("paper_hippocampus", Fingerprint(1, (1.0, 1.0, 1.0), (35, 51, 36), {1: "x"}))
-    whole = ModelFile(paper, modelfile.MedNCA(paper.model).state_dict())  # whole numbers where floats belong
+    whole = ModelFile(paper, MedNCA(paper.model).weights())  # whole numbers where floats belong
     assert load_model(save_model(tmp_path / "paper.safetensors", whole)).hash == whole.hash
 
 
@@ -69,10 +73,11 @@ def test_building_and_loading_leave_torchs_generator_alone(tmp_path: Path) -> No
     path = save_model(tmp_path / "a.safetensors", model_file())
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    built = load_model(path).build()
+    model = load_model(path)
+    built = MedNCA.from_weights(model.config.model, model.weights)
     assert torch.equal(torch.get_rng_state(), before)
     assert not built.training and not any(p.requires_grad for p in built.parameters())
-    assert all(torch.equal(built.state_dict()[n], t) for n, t in model_file().weights.items())
+    assert all(np.array_equal(built.weights()[name], array) for name, array in model_file().weights.items())
 
 
 def test_the_header_is_json_that_every_reader_knows(tmp_path: Path) -> None:
@@ -96,9 +101,9 @@ def test_files_that_are_something_else_are_refused(tmp_path: Path) -> None:
     assert "not a complete .safetensors file" in refusal(path)
     path.write_text("weights\n" * 100)
     assert "not a complete .safetensors file" in refusal(path)
-    path.write_bytes(safetensors.torch.save({"a": torch.zeros(2)}))
+    path.write_bytes(safetensors.numpy.save({"a": np.zeros(2)}))
     assert "not a mednca model (no 'mednca' in its header)" in refusal(path)
-    path.write_bytes(safetensors.torch.save({"a": torch.zeros(2)}, {"mednca": "[1]"}))
+    path.write_bytes(safetensors.numpy.save({"a": np.zeros(2)}, {"mednca": "[1]"}))
     assert "not a mednca model" in refusal(path)
     assert "not a mednca model" in refusal(write(path, format="mednca-checkpoint"))
 
@@ -129,12 +134,64 @@ def test_weights_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     missing = {n: t for n, t in good.items() if n != name}
     assert f"weights {name!r} are missing" in refusal(write(path, missing))
     assert "unknown weights 'levels.3.x' for a model of 3 levels" in refusal(
-        write(path, good | {"levels.3.x": torch.zeros(1)})
+        write(path, good | {"levels.3.x": np.zeros(1, np.float32)})
     )
-    assert "must have shape (8, 8), got (8, 9)" in refusal(write(path, good | {name: torch.zeros(8, 9)}))
-    assert "must be float32, got torch.float64" in refusal(write(path, good | {name: good[name].double()}))
+    wide = np.zeros((8, 9), np.float32)
+    assert "must have shape (8, 8), got (8, 9)" in refusal(write(path, good | {name: wide}))
+    assert "must be float32 (F32), got F64" in refusal(write(path, good | {name: good[name].astype(float)}))
     for bad in (float("nan"), float("inf")):
-        assert "are not finite" in refusal(write(path, good | {name: torch.full((8, 8), bad)}))
+        assert "are not finite" in refusal(write(path, good | {name: np.full((8, 8), bad, np.float32)}))
+
+
+def test_brain_floats_are_refused_by_their_name(tmp_path: Path) -> None:
+    """NumPy has no bfloat16, so that the file must not be asked for it."""
+    weights = {name: torch.from_numpy(array).bfloat16() for name, array in model_file().weights.items()}
+    head = {"format": "mednca-model", "version": 1, "config": to_dict(model_file().config)}
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(safetensors.torch.save(weights, {"mednca": json.dumps(head)}))
+    assert "must be float32 (F32), got BF16" in refusal(path)
+
+
+def small_range(**changed: Any) -> dict[str, Any]:
+    """Parts of level 1 that differ -> the range of the tiny model: 3 levels, n = 8, h = 8."""
+    levels = [{"state": [1.5] * 8, "views": [0.0] * 16, "hidden": [2] * 8} for _ in range(3)]
+    levels[1] |= changed
+    return {"levels": levels}
+
+
+def test_a_range_is_kept_and_does_not_rename_the_model(tmp_path: Path) -> None:
+    model = model_file()
+    seen = replace(model, range=small_range())
+    assert seen.hash == model.hash
+    path = save_model(tmp_path / "a.safetensors", seen)
+    back = load_model(path)
+    assert back.range == seen.range and back.hash == model.hash
+    assert save_model(tmp_path / "b.safetensors", back).read_bytes() == path.read_bytes()
+    assert load_model(save_model(tmp_path / "c.safetensors", model)).range is None
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ([], "range must hold 'levels', a list of 3 tables"),
+        ({"levels": []}, "range must hold 'levels', a list of 3 tables"),
+        ({**small_range(), "bits": 16}, "range must hold 'levels'"),
+        ({"levels": [{}, {}, {}]}, "range of level 0 must hold state, views, hidden, and nothing else"),
+        (small_range(bits=[1]), "range of level 1 must hold state, views, hidden, and nothing else"),
+        (small_range(state=[1.0] * 9), "range of level 1: state must have 8 numbers, got 9"),
+        (small_range(views=3), "range of level 1: views must have 16 numbers, got int"),
+        (small_range(hidden=[1.0] * 7 + [-1.0]), "hidden must be finite numbers of at least 0"),
+        (small_range(hidden=[1.0] * 7 + [float("inf")]), "hidden must be finite numbers of at least 0"),
+        (small_range(hidden=[1.0] * 7 + [10**400]), "hidden must be finite numbers of at least 0"),
+        (small_range(hidden=[1.0] * 7 + [True]), "hidden must be finite numbers of at least 0"),
+        (small_range(hidden=[1.0] * 7 + ["1"]), "hidden must be finite numbers of at least 0"),
+    ],
+)
+def test_a_range_that_does_not_fit_is_refused(tmp_path: Path, found: Any, message: str) -> None:
+    assert message in refusal(write(tmp_path / "x.safetensors", range=found))
+    with pytest.raises(ValueError, match=message.partition(" must")[0]):
+        save_model(tmp_path / "y.safetensors", replace(model_file(), range=found))
+    assert not (tmp_path / "y.safetensors").exists()
 
 
 def test_a_model_is_found_by_folder_file_and_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mednca.fire import FireKey
-from mednca.nca import Backbone, MedNCA, MedNCAConfig, Window, downscale, lift, probabilities, run_eager
+from mednca.nca import Backbone, MedNCA, Window, downscale, lift, probabilities, run_eager
+from mednca.rule import MedNCAConfig
 
 TOLERANCE = 1e-11
 PERCEPTIONS = ["dense", "depthwise"]

@@ -11,8 +11,9 @@ import torch
 
 from mednca.cases import find_cases
 from mednca.modelfile import load_model, save_model
-from mednca.nca import Backbone, MedNCAConfig
+from mednca.nca import Backbone, MedNCA
 from mednca.official import import_official
+from mednca.rule import MedNCAConfig
 from reproduce.official import CASE_TOLERANCE, MEAN_TOLERANCE, MEASURES, score
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,7 +69,7 @@ def test_a_step_equals_the_authors_on_exchanged_axes(tmp_path: Path) -> None:
     hidden = torch.relu(seen @ theirs["fc0.weight"].T + theirs["fc0.bias"])
     expected = state + (hidden @ theirs["fc1.weight"].T).movedim(-1, 1)
     expected[:, 0] = state[:, 0]
-    rule = model.build().levels[1]
+    rule = MedNCA.from_weights(model.config.model, model.weights).levels[1]
     assert isinstance(rule, Backbone)
     stepped = rule.step(state, torch.ones(2, 6, 7, dtype=torch.bool))
     torch.testing.assert_close(stepped, expected, rtol=0, atol=2e-6)  # float32 rounding of sums of 8 x 9

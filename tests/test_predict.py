@@ -16,12 +16,11 @@ from hypothesis import strategies as st
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 from numpy.typing import NDArray
 
-from mednca import predict
-from mednca.backends import native
+from mednca import engine, predict
 from mednca.errors import InputError
 from mednca.modelfile import ModelFile, save_model
-from mednca.nca import MedNCA, MedNCAConfig
 from mednca.predict import Predictor, decide, largest_component, plausibility, with_ensemble
+from mednca.rule import MedNCAConfig, weight_shapes
 from mednca.segment import find_scans, predict_files
 from mednca.volume import Volume
 from tests.small import tiny_model, voxels, write_nifti
@@ -45,6 +44,15 @@ MODELS = {
 }
 
 
+ENGINES = [
+    pytest.param("native", marks=pytest.mark.skipif(not engine.available(), reason=engine.why_not())),
+    "numpy",
+    "folded",
+]
+
+needs_engine = pytest.mark.skipif(not engine.available(), reason=engine.why_not())
+
+
 def turned(volume: Volume, codes: str) -> Volume:
     """Volume and axis codes -> the same scan stored along other axes, made with nibabel alone."""
     turn = ornt_transform(nib.orientations.io_orientation(volume.affine), axcodes2ornt(codes))
@@ -57,9 +65,9 @@ def scan(affine: NDArray[np.float64] | None = None) -> Volume:
     return Volume(voxels()[None], np.diag([1.0, 1.0, 2.0, 1.0]) if affine is None else affine)
 
 
-@pytest.fixture(scope="module")
-def predictors() -> dict[str, Predictor]:
-    return {name: Predictor(model, probability=True, engine="folded") for name, model in MODELS.items()}
+@pytest.fixture(scope="module", params=ENGINES[:2])
+def predictors(request: pytest.FixtureRequest) -> dict[str, Predictor]:
+    return {name: Predictor(model, probability=True, engine=request.param) for name, model in MODELS.items()}
 
 
 def test_there_are_48_orientations() -> None:
@@ -85,15 +93,16 @@ def test_a_turned_scan_gives_the_turned_mask(codes: str, predictors: dict[str, P
         assert np.abs(found.mask.affine - turned(scan(), codes).affine).max() <= 1e-6
 
 
+@pytest.mark.parametrize("name", ENGINES[:2])
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(CODES))
-def test_a_turned_oblique_scan_gives_the_turned_mask(seed: int, codes: str) -> None:
+def test_a_turned_oblique_scan_gives_the_turned_mask(name: str, seed: int, codes: str) -> None:
     random = np.random.default_rng(seed)
     rotation, _ = np.linalg.qr(random.normal(size=(3, 3)))
     affine = np.eye(4)
     affine[:3, :3] = rotation @ np.diag(random.uniform(0.6, 2.5, 3))
     affine[:3, 3] = random.uniform(-300, 300, 3)
-    volume, predictor = scan(affine), Predictor(MODELS["native"], engine="folded")
+    volume, predictor = scan(affine), Predictor(MODELS["native"], engine=name)
     found, expected = (
         predictor.predict(turned(volume, codes)).mask,
         turned(predictor.predict(volume).mask, codes),
@@ -102,21 +111,19 @@ def test_a_turned_oblique_scan_gives_the_turned_mask(seed: int, codes: str) -> N
     assert np.abs(found.affine - expected.affine).max() <= 1e-6
 
 
-@pytest.mark.parametrize("engine", ["native", "folded"])
+@pytest.mark.parametrize("with_engine", ["numpy", "folded"])
 @pytest.mark.parametrize("name", MODELS)
 def test_the_result_does_not_depend_on_how_many_slices_run_at_a_time(
-    name: str, engine: str, monkeypatch: pytest.MonkeyPatch
+    name: str, with_engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if engine == "native" and not native.available():
-        pytest.skip(native.why_not())
-    predictor = Predictor(MODELS[name], probability=True, engine=engine)
+    predictor = Predictor(MODELS[name], probability=True, engine=with_engine)
     expected = predictor.predict(scan()).probability
     monkeypatch.setattr(predict, "CELLS", 1)  # one slice at a time
     alone = predictor.predict(scan()).probability
     assert expected is not None and alone is not None
-    # The same draws in both. Native computes cell by cell, the same bits; a convolution over another number
-    # of slices may sum in another order, and these random rules make much of a float32's rounding.
-    np.testing.assert_allclose(alone.data, expected.data, rtol=0, atol=0 if engine == "native" else 1e-4)
+    # The same draws in both. NumPy goes slice by slice, the same bits; a convolution over another number of
+    # slices may sum in another order, and these random rules make much of a float32's rounding.
+    np.testing.assert_allclose(alone.data, expected.data, rtol=0, atol=0 if with_engine == "numpy" else 1e-4)
 
 
 def test_the_seed_names_the_draws_and_an_ensemble_averages_them() -> None:
@@ -164,7 +171,11 @@ def test_a_mask_has_grid_and_format_of_its_scan_and_a_report_beside_it(tmp_path:
     count = int(np.asarray(mask.dataobj).sum())
     assert report["foreground_voxels"] == {"foreground": count}
     assert report["foreground_ml"]["foreground"] == pytest.approx(count * voxel_ml, abs=1e-6)
-    assert report["engine"] in ("native", "folded")
+    if engine.available():
+        told = {"engine": "native", "threads": engine.processors(), "instructions": engine.instructions()[0]}
+        assert told.items() <= report.items() and 0.4 < report["computed"] < 0.6  # the fire rate is 0.5
+    else:
+        assert (report["engine"], report["threads"], report["instructions"]) == ("numpy", None, None)
     told = {name: report[name] for name in ("model", "model_hash", "seed", "device", "shape", "warnings")}
     assert told == {
         "model": "tiny",
@@ -256,22 +267,128 @@ print(memory("VmHWM") - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells the peak of a part of a process")
-@pytest.mark.parametrize("engine", ["native", "folded"])
-def test_a_volume_of_256_x_256_x_40_predicts_in_bounded_memory(engine: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("with_engine", ENGINES)
+def test_a_volume_of_256_x_256_x_40_predicts_in_bounded_memory(with_engine: str, tmp_path: Path) -> None:
     """Peak memory over what is in use with the volume loaded, with the paper's n = 32 and h = 128.
 
-    The volume takes 10 MB as float32 and a few copies of it are made. Two slices run at a time (CELLS): 2 x
-    256 x 256 x 128 x 4 B = 64 MB of hidden units in the folded engine. Steps add nothing but fire masks, 1 B
-    per cell and step.
+    The volume takes 10 MB as float32. In C it is not copied; each thread has the states of a slice, 258 x 258
+    x 32 x 4 B = 8.5 MB. For the others a few copies are made, and two slices run at a time (CELLS): 2 x 256 x
+    256 x 128 x 4 B = 64 MB of hidden units in the folded engine.
     """
-    if engine == "native" and not native.available():
-        pytest.skip(native.why_not())
     tiny = tiny_model()
     config = replace(tiny.config, model=MedNCAConfig(steps=(1, 1)))
-    path = save_model(tmp_path / "m.safetensors", ModelFile(config, MedNCA(config.model).state_dict()))
-    words = [sys.executable, "-c", MEASURE, str(path), engine]
+    path = save_model(tmp_path / "m.safetensors", ModelFile(config, still(config.model)))
+    words = [sys.executable, "-c", MEASURE, str(path), with_engine]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     peak = float(done.stdout)
-    print(f"peak memory of a 256 x 256 x 40 volume, {engine}: {peak:.0f} MiB")
-    assert peak < 400
+    print(f"peak memory of a 256 x 256 x 40 volume, {with_engine}: {peak:.0f} MiB")
+    assert peak < (60 if with_engine == "native" else 400)
+
+
+def still(config: MedNCAConfig) -> dict[str, NDArray[np.float32]]:
+    """Config -> the arrays of a rule that does nothing, as an untrained one."""
+    return {name: np.zeros(shape, np.float32) for name, shape in weight_shapes(config).items()}
+
+
+# ---- Engines ----
+
+
+@needs_engine
+def test_threads_and_gate_are_for_the_engines_in_c() -> None:
+    model = MODELS["own grid"]
+    for options in ({"threads": 2}, {"gate": 3}):
+        (name,) = options
+        with pytest.raises(
+            InputError, match=f"{name} is for the engines native and int16, this one is numpy"
+        ):
+            Predictor(model, engine="numpy", **options)
+    for options, least in (({"threads": 0}, 1), ({"gate": -1}, 0)):
+        with pytest.raises(InputError, match=f"must be at least {least}, got"):
+            Predictor(model, engine="native", **options)
+    assert Predictor(model, engine="native", threads=3).predict(scan()).report["threads"] == 3
+
+
+def bright(least: float) -> ModelFile:
+    """Intensity from 0 to 1 -> a model of two levels that finds what is brighter, by each pixel alone."""
+    model = MODELS["own grid"]
+    weights = still(model.config.model)
+    for level in (0, 1):
+        weights[f"levels.{level}.update_in.weight"][0, 0] = 10.0  # hidden unit 0: how much brighter
+        weights[f"levels.{level}.update_in.bias"][:2] = -10.0 * least, 1.0  # hidden unit 1: always 1
+        weights[f"levels.{level}.update_out.weight"][1, :2] = 1.0, -0.5
+    config = replace(model.config, model=replace(model.config.model, fire_rate=1.0))
+    return replace(model, config=config, weights=weights)
+
+
+@needs_engine
+def test_a_gate_computes_less_and_finds_the_same_near_the_coarse_foreground() -> None:
+    data = voxels(shape=(1, 96, 64, 3)).astype(np.float32) / 10
+    data[0, 8:24, 12:20] += 1000
+    volume = Volume(data, np.eye(4))
+    whole, near, wide = (
+        Predictor(bright(0.5), engine="native", gate=gate, probability=True).predict(volume)
+        for gate in (None, 4, 999)
+    )
+    assert (whole.report["gate"], near.report["gate"], whole.report["computed"]) == (None, 4, 1.0)
+    cells = {"coarse": 24 * 16 * 2, "fine": 96 * 64 * 3}  # cells times steps
+    opened = 24 * 16 * 3  # the foreground of 16 x 8 and 4 pixels around it, at the fine level
+    expected = (cells["coarse"] + opened) / sum(cells.values())
+    assert near.report["computed"] == pytest.approx(expected, abs=1e-4)
+    assert near.mask.data.sum() == 16 * 8 * 3 and np.array_equal(near.mask.data, whole.mask.data)
+    assert whole.probability is not None and near.probability is not None and wide.probability is not None
+    assert not np.array_equal(near.probability.data, whole.probability.data)
+    assert np.array_equal(wide.probability.data, whole.probability.data)
+
+
+@needs_engine
+def test_a_gate_is_wide_open_where_the_coarse_level_finds_nothing() -> None:
+    volume = Volume(voxels(shape=(1, 96, 64, 2)), np.eye(4))
+    report = Predictor(bright(5.0), engine="native", gate=4).predict(volume).report
+    assert report["computed"] == 1.0 and report["foreground_voxels"] == {"foreground": 0}
+
+
+@needs_engine
+def test_int16_needs_a_calibrated_model_and_counts_what_does_not_fit() -> None:
+    model = MODELS["own grid"]
+    with pytest.raises(InputError, match=r"the engine 'int16' cannot run the model tiny: .* int16 needs"):
+        Predictor(model, engine="int16")
+    level = {"state": [0.1] * 8, "views": [0.1] * 16, "hidden": [0.1] * 8}
+    predictor = Predictor(replace(model, range={"levels": [level, level]}), engine="int16")
+    report = predictor.predict(scan()).report
+    assert report["saturated"] > 0 and predictor.saturated == report["saturated"]
+    assert any(f"{report['saturated']} numbers did not fit the range" in told for told in report["warnings"])
+    predictor.predict(scan())
+    assert predictor.saturated == 2 * report["saturated"]
+
+
+@pytest.mark.parametrize("with_engine", ENGINES)
+def test_a_model_that_overflows_is_told(with_engine: str) -> None:
+    model = MODELS["own grid"]
+    weights = {name: array * np.float32(1e12) for name, array in model.weights.items()}
+    report = Predictor(replace(model, weights=weights), engine=with_engine).predict(scan()).report
+    assert report["not_finite"] > 0
+    assert (
+        "the model gave numbers that are not finite for this scan; do not use this mask" in report["warnings"]
+    )
+
+
+@pytest.mark.parametrize("kind", ["int64", "uint64", "float16", ">f4", "<i2", "bool"])
+def test_any_type_of_number_is_read(kind: str) -> None:
+    data = (voxels() // 4).astype(kind)[None]
+    expected = Predictor(MODELS["own grid"], engine="numpy").predict(Volume(data, np.eye(4)))
+    found = Predictor(MODELS["own grid"]).predict(Volume(data, np.eye(4)))
+    assert np.array_equal(found.mask.data, expected.mask.data)
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPI", "SRA"])
+def test_the_largest_piece_does_not_depend_on_the_orientation(codes: str) -> None:
+    """Not even where two pieces have the same size: the first one along the body stays."""
+    told = replace(MODELS["own grid"].config.predict, largest_component=True)
+    model = replace(MODELS["own grid"], config=replace(MODELS["own grid"].config, predict=told))
+    volume = scan()
+    for with_engine in ("numpy", "auto"):
+        expected = Predictor(model, engine=with_engine).predict(volume)
+        found = Predictor(model, engine=with_engine).predict(turned(volume, codes))
+        assert np.array_equal(found.mask.data, turned(expected.mask, codes).data)
+        assert 0 < expected.mask.data.sum() < Predictor(MODELS["own grid"]).predict(volume).mask.data.sum()

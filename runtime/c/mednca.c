@@ -1,8 +1,9 @@
 /* The engine: see mednca.h. model.h opens a model; kernels.h has what runs for every cell, once for each set of
  * instructions; train.h differentiates it; this file chooses the kernels and leads a scan through them.
  *
- * Compile with -ffp-contract=off: the int16 path promises the same bits everywhere, so that no compiler may fuse what is
- * written as two operations. Where fusing is wanted, the kernels say so.
+ * Nowhere may a compiler fuse what is written as two operations: the int16 path promises the same bits everywhere. Hence
+ * the pragmas below (with another compiler than GCC or clang, see to it: -ffp-contract=off). Where fusing is wanted, the
+ * kernels say so.
  */
 #include "mednca.h"
 
@@ -15,16 +16,26 @@
 #else
 #define YIELD() (void)0
 #endif
-#ifdef __clang__
+#if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
+#elif defined(__GNUC__)
+#pragma GCC optimize("-ffp-contract=off")
 #endif
 
-#ifdef __GNUC__
+#if defined(__clang__)
+#define INLINE inline __attribute__((always_inline))
+#define UNROLL _Pragma("clang loop unroll(full)")
+#elif defined(__GNUC__)
 #define INLINE inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 18")
 #else
 #define INLINE inline
 #define UNROLL
+#endif
+#ifdef __GNUC__
+#define PREFETCH(address) __builtin_prefetch(address)
+#else
+#define PREFETCH(address) (void)(address)
 #endif
 
 /* Cells that are computed together, so that weights and results meet in the fastest cache. */
@@ -128,8 +139,12 @@ static INLINE int32_t pair(const int16_t *p)
     return both;
 }
 
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma"))), apply_to = function)
+#else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,prefer-vector-width=512")
+#endif
 #define NAME "avx512vnni"
 #define KERNEL(name) GLUE(name, avx512vnni)
 #define LANES 16
@@ -140,10 +155,18 @@ static INLINE int32_t pair(const int16_t *p)
 #define EACH(p) ((IVEC)_mm512_set1_epi32(pair(p)))
 #define DOT(sum, a, b) ((IVEC)_mm512_dpwssd_epi32((__m512i)(sum), (__m512i)(a), _mm512_loadu_si512(b)))
 #include "kernels.h"
+#ifdef __clang__
+#pragma clang attribute pop
+#else
 #pragma GCC pop_options
+#endif
 
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))), apply_to = function)
+#else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,prefer-vector-width=512")
+#endif
 #define NAME "avx512"
 #define KERNEL(name) GLUE(name, avx512)
 #define LANES 16
@@ -154,10 +177,18 @@ static INLINE int32_t pair(const int16_t *p)
 #define EACH(p) ((IVEC)_mm512_set1_epi32(pair(p)))
 #define DOT(sum, a, b) ((sum) + (IVEC)_mm512_madd_epi16((__m512i)(a), _mm512_loadu_si512(b)))
 #include "kernels.h"
+#ifdef __clang__
+#pragma clang attribute pop
+#else
 #pragma GCC pop_options
+#endif
 
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
+#endif
 #define NAME "avx2"
 #define KERNEL(name) GLUE(name, avx2)
 #define LANES 8
@@ -168,7 +199,11 @@ static INLINE int32_t pair(const int16_t *p)
 #define EACH(p) ((IVEC)_mm256_set1_epi32(pair(p)))
 #define DOT(sum, a, b) ((sum) + (IVEC)_mm256_madd_epi16((__m256i)(a), _mm256_loadu_si256((const __m256i *)(b))))
 #include "kernels.h"
+#ifdef __clang__
+#pragma clang attribute pop
+#else
 #pragma GCC pop_options
+#endif
 
 #define NAME "sse2"
 #define KERNEL(name) GLUE(name, sse2)
@@ -424,6 +459,8 @@ static Batch *step_rows(const mednca_model *m, const Rule *r, const Grid *g, uin
             last = b->count;
             m->kernels->fires(absorb(key, y), 0, g->width, m->fire_threshold, d->fires);
             char *cell = g->states + y * g->row;
+            for (int64_t at = 0; at < g->row; at += 64) /* the row below has not been seen in this step */
+                PREFETCH(cell + g->row - g->cell + at);
             if (gate)
                 for (int64_t x = 0; x < g->width; x++)
                     d->fires[x] &= gate[y * g->width + x];
@@ -459,9 +496,9 @@ static void run_level(const mednca_model *m, int32_t level, const Grid *g, int32
     const int64_t members = team < g->height / 2 ? team : g->height / 2; /* at least two rows each */
     const int64_t from = rank < members ? g->height * rank / members : 0;
     const int64_t to = rank < members ? g->height * (rank + 1) / members : 0;
-    counts->all += (to - from) * g->width * steps;
     for (int32_t step = first; step < first + steps; step++) {
         const uint32_t key = absorb(absorb(absorb(absorb(0, seed), level), step), item);
+        counts->all += (to - from) * g->width;
         Batch *last = from < to ? step_rows(m, r, g, key, from, to, team > 1, gate, d, counts) : 0;
         wait_for_all(barrier, team);
         if (last) {
@@ -521,6 +558,7 @@ typedef struct {
     float *shares;               /* (K, height, width): probabilities, summed over the ensemble */
     float *row, *taps;           /* one row of a slice; the weights of one of its pixels */
     uint8_t *gate, *dilated;     /* (grid rows, grid columns) */
+    float *flat;                 /* where slices are normalised one by one: their pixels side by side */
     uint32_t *histogram;         /* 65536 */
     char *grids[2];              /* levels take turns; the last one has the first */
     char *desks;
@@ -555,10 +593,11 @@ static int64_t work_at(const mednca_model *m, const mednca_job *j, char *memory,
     w->dilated = (uint8_t *)piece(&p, m->options.gate >= 0 ? cells : 0);
     w->grids[0] = piece(&p, grid_size(m, j->grid_rows, j->grid_columns));
     w->grids[1] = piece(&p, f->levels > 1 ? grid_size(m, j->grid_rows / coarse, j->grid_columns / coarse) : 0);
-    w->histogram = (uint32_t *)(w->barrier + 1); /* needed by mednca_begin() only: over the image */
+    w->flat = (float *)piece(&p, m->per_slice ? j->height * j->width * 4 : 0);
+    w->histogram = (uint32_t *)piece(&p, 65536 * 4);
     w->desk_size = desk_at(m, 0, j->grid_columns, &desk);
     w->desks = piece(&p, w->desk_size * team);
-    return p - memory > 65536 * 4 + 128 ? p - memory : 65536 * 4 + 128;
+    return p - memory;
 }
 
 /* Sizes of a job, without measuring its values. */
@@ -774,7 +813,6 @@ int mednca_begin(const mednca_model *model, const mednca_scan *scan, void *work,
         else
             broken = measure(&values, w.histogram, &job->low[c], &job->high[c]);
     }
-    memset(w.barrier, 0, 65536 * 4 + 64); /* the histogram lay over what must be zero */
     return broken ? fail(message, message_size, "the scan holds values that are not finite (NaN or infinity)") : 0;
 }
 
@@ -868,13 +906,12 @@ static void prepare(const mednca_job *j, int64_t slice, Work *w)
             else
                 memcpy(out, w->row, (size_t)j->width * sizeof(float));
         }
-        if (m->per_slice) { /* measured after resizing, as the authors' code does; the array is packed for that */
-            float *flat = (float *)w->grids[0];
+        if (m->per_slice) { /* measured after resizing, as the authors' code does */
             double l, h;
             for (int64_t y = 0; y < j->height; y++)
-                memcpy(flat + y * j->width, inside + y * across, (size_t)j->width * sizeof(float));
-            Values values = {.values = flat, .count = j->height * j->width};
-            measure(&values, (uint32_t *)(flat + padded(values.count, 16)), &l, &h);
+                memcpy(w->flat + y * j->width, inside + y * across, (size_t)j->width * sizeof(float));
+            Values values = {.values = w->flat, .count = j->height * j->width};
+            measure(&values, w->histogram, &l, &h);
             for (int64_t y = 0; y < j->height; y++)
                 for (int64_t x = 0; x < j->width; x++)
                     inside[y * across + x] = rescale(inside[y * across + x], l, h);
@@ -1060,7 +1097,6 @@ void mednca_slice(const mednca_job *job, int64_t slice, void *work, int32_t rank
     const mednca_facts *f = &m->facts;
     Work w;
     Desk desk;
-    mednca_counts own = {0, 0, 0, 0};
     work_at(m, job, aligned(work), team, &w);
     desk_at(m, w.desks + rank * w.desk_size, job->grid_columns, &desk);
     if (rank == 0) {
@@ -1082,28 +1118,24 @@ void mednca_slice(const mednca_job *job, int64_t slice, void *work, int32_t rank
                 gate = w.gate;
             }
             wait_for_all(w.barrier, team); /* nobody lifts before all have done their part of the level above */
-            fill(job, &w, level, &grid, &coarse, from, to, &own);
+            fill(job, &w, level, &grid, &coarse, from, to, counts);
             wait_for_all(w.barrier, team);
             if (rank == 0 && team > 1) /* the rows beyond the borders mirror rows that another member may have filled */
                 mirror(&grid, 0, height);
             wait_for_all(w.barrier, team);
             run_level(m, level, &grid, 0, f->steps[level], m->options.seed + (uint32_t)member, slice, gate, &desk, w.barrier, rank,
-                      team, &own);
+                      team, counts);
         }
         if (rank == 0)
             for (int64_t y = 0; y < job->height; y++)
                 for (int64_t x = 0; x < job->width; x++)
-                    own.broken += !softmax(m, &m->rules[f->levels - 1],
+                    counts->broken += !softmax(m, &m->rules[f->levels - 1],
                                            grid.states + (y + job->top) * grid.row + (x + job->left) * grid.cell,
                                            w.shares + y * job->width + x, job->height * job->width, 1.0f / (float)f->ensemble);
         wait_for_all(w.barrier, team);
     }
     if (rank == 0)
         decide(job, slice, &w, mask, mask_strides, probability, probability_strides);
-    counts->cells += own.cells;
-    counts->all += own.all;
-    counts->saturated += own.saturated;
-    counts->broken += own.broken;
     wait_for_all(w.barrier, team);
 }
 

@@ -30,6 +30,8 @@ EXTRAS = {
     "SimpleITK": "formats",
     "PIL": "formats",
     "tifffile": "formats",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
 }
 ABOUT = "Medical image segmentation that runs anywhere: neural cellular automata (Med-NCA)."
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from mednca.errors import InputError
-from mednca.nca import MedNCAConfig
+from mednca.rule import MedNCAConfig
 from mednca.slices import PreprocessConfig
 
 T = TypeVar("T")

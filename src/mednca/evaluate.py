@@ -15,6 +15,7 @@ What they give for an empty mask or label stands in `metrics.py`.
 
 from __future__ import annotations
 
+import logging
 import platform
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -30,6 +31,10 @@ from mednca.report import MERGED, RESAMPLES, Report, Scores, summarise
 if TYPE_CHECKING:
     from mednca.cases import Case
     from mednca.volume import Volume
+
+#: Metrics of the surfaces, which need the extra `train`.
+SURFACE = ("nsd", "hd95_mm", "assd_mm")
+_log = logging.getLogger(__name__)
 
 
 class Prediction(Protocol):
@@ -67,6 +72,9 @@ def evaluate(
     is held against all of them merged if `labels` names several, or if its label is called "foreground"; the
     report says so (`provenance["labels_merged"]` holds the values). Nothing else is ever merged.
 
+    Without the libraries of the extra `train` the metrics of the surfaces are left out, with a warning in the
+    log; `provenance["left_out"]` names them.
+
     Args:
         predictor: What to judge.
         cases: At least one, each with a label and an id of its own.
@@ -78,7 +86,7 @@ def evaluate(
     Raises:
         InputError: No cases, an id twice, no label file, a label on another grid than its image, or one with
             a
-            value that the model does not know; files that cannot be read; the extra `train` is not installed.
+            value that the model does not know; files that cannot be read.
     """
     from mednca.io import read_case, read_label  # here: reading reports and summing up needs no image formats
 
@@ -87,6 +95,10 @@ def evaluate(
     named = dict(known if labels is None else labels)
     merge = len(known) == 1 and (len(named) > 1 or "foreground" in known.values())
     _check_cases(cases)
+    surfaces = metrics.surfaces_available()
+    if not surfaces:
+        told = ", ".join(SURFACE)
+        _log.warning("%s are left out: they need the extra train, pip install 'mednca[train]'", told)
     scores: dict[str, Scores] = {}
     merged: set[int] = set()
     for case in progress(cases) if progress else cases:
@@ -109,13 +121,14 @@ def evaluate(
         probability = None if prediction.probability is None else prediction.probability.data
         spacing = [float(step) for step in label.spacing]
         scores[case.id] = score_case(
-            prediction.mask.data[0], reference, spacing, known, tolerance_mm, probability
+            prediction.mask.data[0], reference, spacing, known, tolerance_mm, probability, surfaces=surfaces
         )
     groups = {case.id: str(case.group or case.id) for case in cases}
     provenance = {
         "tolerance_mm": tolerance_mm,
         "labels": {str(value): name for value, name in known.items()},
         "labels_merged": sorted(merged) if merged - set(known) else [],
+        "left_out": [] if surfaces else list(SURFACE),
         "seed": seed,
         "resamples": RESAMPLES,
         "versions": {
@@ -134,14 +147,17 @@ def score_case(
     labels: Mapping[int, str],
     tolerance_mm: float,
     probability: npt.NDArray[Any] | None = None,
+    *,
+    surfaces: bool = True,
 ) -> Scores:
     """Mask and label (X, Y, Z) of label values, spacing (mm) -> the scores of each label and of "merged".
 
     With `probability` (K, X, Y, Z), or (X, Y, Z) for one label, soft Dice too: channel k belongs to the k-th
-    smallest value in `labels`, "merged" takes the largest channel of each voxel.
+    smallest value in `labels`, "merged" takes the largest channel of each voxel. Without `surfaces` the
+    metrics of the surfaces are left out.
 
     Raises:
-        InputError: The extra `train` is not installed.
+        InputError: The extra `train` is not installed, and `surfaces` are asked for.
         ValueError: A value is not in `labels`, a name is "merged" or used twice, shapes do not fit; see
             `metrics.py`.
     """
@@ -159,29 +175,29 @@ def score_case(
                 f"probability must have shape {expected}, one channel per label, not {channels.shape}"
             )
         chances = dict(zip(regions, channels, strict=True)) | {MERGED: channels.max(axis=0)}
+    tolerance = tolerance_mm if surfaces else None
     scores = {
-        region: _score(ours, theirs, spacing, tolerance_mm, chances.get(region))
+        region: _score(ours, theirs, spacing, tolerance, chances.get(region))
         for region, (ours, theirs) in regions.items()
     }
     if len(scores) == 1:  # the same arrays: do not compute them twice
         return scores | {MERGED: dict(next(iter(scores.values())))}
-    return scores | {MERGED: _score(mask != 0, label != 0, spacing, tolerance_mm, chances.get(MERGED))}
+    return scores | {MERGED: _score(mask != 0, label != 0, spacing, tolerance, chances.get(MERGED))}
 
 
 def _score(
     mask: npt.NDArray[np.bool_],
     label: npt.NDArray[np.bool_],
     spacing: Sequence[float],
-    tolerance_mm: float,
+    tolerance_mm: float | None,
     probability: npt.NDArray[Any] | None,
 ) -> dict[str, float]:
-    surface = metrics.surface_scores(mask, label, spacing, tolerance_mm)
-    scores = {
-        "dice": metrics.dice_score(mask, label),
-        "iou": metrics.iou_score(mask, label),
-        "nsd": surface.nsd_score,
-        "hd95_mm": surface.hd95_mm,
-        "assd_mm": surface.assd_mm,
+    """Without a tolerance the metrics of the surfaces are left out."""
+    scores = {"dice": metrics.dice_score(mask, label), "iou": metrics.iou_score(mask, label)}
+    if tolerance_mm is not None:
+        surface = metrics.surface_scores(mask, label, spacing, tolerance_mm)
+        scores |= {"nsd": surface.nsd_score, "hd95_mm": surface.hd95_mm, "assd_mm": surface.assd_mm}
+    scores |= {
         "volume_ml": metrics.volume_ml(mask, spacing),
         "label_volume_ml": metrics.volume_ml(label, spacing),
         "volume_error": metrics.volume_error(mask, label),

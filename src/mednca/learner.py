@@ -147,8 +147,7 @@ class Learner:
         """The running mean of the weights as a model file."""
         iterations = self.config.train.iterations
         told = {"iterations": self.state.iteration, "finished": self.state.iteration >= iterations}
-        weights = {name: tensor.detach().cpu().clone() for name, tensor in self.mean.state_dict().items()}
-        return ModelFile(self.config, weights, card | told)
+        return ModelFile(self.config, self.mean.weights(), card | told)
 
 
 def new_sentinel(settings: TrainConfig) -> Sentinel:

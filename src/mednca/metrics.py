@@ -105,6 +105,15 @@ def soft_dice_score(probability: npt.ArrayLike, label: npt.ArrayLike) -> float:
     return 2 * float(chance[truth].sum()) / total if total else 1.0
 
 
+def surfaces_available() -> bool:
+    """Whether `surface_scores` has the libraries that it needs: those of the extra `train`."""
+    try:
+        import surface_distance  # noqa: F401 - and with it SciPy
+    except ImportError:
+        return False
+    return True
+
+
 def surface_scores(
     mask: npt.ArrayLike, label: npt.ArrayLike, spacing: Sequence[float], tolerance_mm: float
 ) -> SurfaceScores:

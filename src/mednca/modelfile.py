@@ -3,11 +3,12 @@ pickle.
 
 The header's metadata holds one entry, `mednca`, a JSON object::
 
-    {"format": "mednca-model", "version": 1, "config": {...}, "card": {...}}
+    {"format": "mednca-model", "version": 1, "config": {...}, "card": {...}, "range": {...}}
 
 `config` is the complete `RunConfig` (levels, steps, preprocessing, labels, threshold, post-processing,
-training); `card` says what a user must know: training cases, scores, data, licence, attribution. Tensors are
-float32, named as in `MedNCA.state_dict()`.
+training); `card` says what a user must know: training cases, scores, data, licence, attribution; `range`,
+which may be missing, has the largest magnitudes that a calibration saw, which the engine `int16` needs.
+Arrays are float32, named as `mednca.rule.weight_shapes` has them. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -15,19 +16,20 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
-import safetensors.torch
-import torch
-from torch import Tensor
+import safetensors.numpy
+from numpy.typing import NDArray
 
 from mednca.config import RunConfig, from_dict, to_dict
 from mednca.errors import InputError
 from mednca.files import atomic_write
-from mednca.nca import MedNCA
+from mednca.rule import MedNCAConfig, weight_shapes
 
 FORMAT = "mednca-model"
 VERSION = 1
@@ -37,16 +39,18 @@ SHIPPED = Path(__file__).parent / "models"
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A trained model: configuration, weights by name, and its card.
+    """A trained model: configuration, weights by name, its card and, once calibrated, its range.
 
     `card` may hold: name, description, training_cases, iterations, finished, scores, data, licence,
     attribution, intended_use, fingerprint (spacing_mm and size_mm, each [least, largest] per RAS+ axis, of
-    the training scans).
+    the training scans). `range`, where there is one, is what `check_range` takes; it names no model and so is
+    no part of the hash.
     """
 
     config: RunConfig
-    weights: dict[str, Tensor]
+    weights: dict[str, NDArray[np.float32]]
     card: dict[str, Any] = field(default_factory=dict)
+    range: dict[str, Any] | None = None
 
     @property
     def hash(self) -> str:
@@ -55,33 +59,66 @@ class ModelFile:
         digest = hashlib.sha256(json.dumps(to_dict(self.config), sort_keys=True).encode())
         for name in sorted(self.weights):
             digest.update(name.encode())
-            digest.update(self.weights[name].detach().cpu().contiguous().numpy().tobytes())
+            digest.update(self.weights[name].tobytes())
         return digest.hexdigest()[:16]
 
     @property
     def parameters(self) -> int:
         """Number of weights."""
-        return sum(tensor.numel() for tensor in self.weights.values())
-
-    def build(self) -> MedNCA:
-        """The model itself, with these weights, ready for inference."""
-        with torch.device("meta"):  # no memory, and no draw from torch's global generator
-            model = MedNCA(self.config.model)
-        model.to_empty(device="cpu").load_state_dict(self.weights)
-        return model.eval().requires_grad_(False)
+        return sum(array.size for array in self.weights.values())
 
 
 def save_model(path: Path, model: ModelFile, *, force: bool = True) -> Path:
-    """Model -> one file, atomically. What is not finite in the card is stored as null: JSON knows no NaN.
+    """Model -> one file, atomically.
 
     Raises:
         InputError: If the file exists and `force` is not set, or cannot be written.
+        ValueError: If the range does not fit the model.
     """
-    card = _without_nan(model.card)
-    header = {"format": FORMAT, "version": VERSION, "config": to_dict(model.config), "card": card}
-    weights = {name: tensor.detach().cpu().float().contiguous() for name, tensor in model.weights.items()}
-    content = safetensors.torch.save(weights, {"mednca": json.dumps(header, sort_keys=True, allow_nan=False)})
-    return atomic_write(path, content, force=force)
+    return atomic_write(path, to_bytes(model), force=force)
+
+
+def to_bytes(model: ModelFile) -> bytes:
+    """Model -> the content of its file. What is not finite in the card is stored as null: JSON knows no NaN.
+
+    Raises:
+        ValueError: If the range does not fit the model.
+    """
+    header: dict[str, Any] = {"format": FORMAT, "version": VERSION, "config": to_dict(model.config)}
+    header["card"] = _without_nan(model.card)
+    if model.range is not None:
+        header["range"] = check_range(model.range, model.config.model)
+    weights = {name: np.ascontiguousarray(array, np.float32) for name, array in model.weights.items()}
+    return safetensors.numpy.save(weights, {"mednca": json.dumps(header, sort_keys=True, allow_nan=False)})
+
+
+def check_range(value: Any, config: MedNCAConfig) -> dict[str, Any]:
+    """Largest magnitudes that a calibration saw, and the config of its model -> the same, known to be sound.
+
+    They are {"levels": [{"state": n numbers, "views": 2n, "hidden": h}, ...]}, one table for each level: of
+    the channels of the state, of the two perceived views, and of the hidden units before the ReLU.
+
+    Raises:
+        ValueError: If a part is missing or unknown, has another length, or a number that is not finite and at
+            least 0.
+    """
+    lengths = {"state": config.channels, "views": 2 * config.channels, "hidden": config.hidden}
+    levels = value.get("levels") if isinstance(value, dict) and set(value) == {"levels"} else None
+    if not isinstance(levels, list) or len(levels) != len(config.scales):
+        raise ValueError(
+            f"range must hold 'levels', a list of {len(config.scales)} tables, one for each level"
+        )
+    for number, level in enumerate(levels):
+        if not isinstance(level, dict) or set(level) != set(lengths):
+            raise ValueError(f"range of level {number} must hold {', '.join(lengths)}, and nothing else")
+        for name, length in lengths.items():
+            numbers = level[name]
+            if not isinstance(numbers, list) or len(numbers) != length:
+                got = len(numbers) if isinstance(numbers, list) else type(numbers).__name__
+                raise ValueError(f"range of level {number}: {name} must have {length} numbers, got {got}")
+            if not all(type(x) in (int, float) and 0 <= x <= sys.float_info.max for x in numbers):
+                raise ValueError(f"range of level {number}: {name} must be finite numbers of at least 0")
+    return {"levels": [{name: [float(x) for x in level[name]] for name in lengths} for level in levels]}
 
 
 def load_model(source: str | Path) -> ModelFile:
@@ -97,26 +134,24 @@ def load_model(source: str | Path) -> ModelFile:
     card = header.get("card", {})
     if not isinstance(card, dict):
         raise InputError(f"{path}: card: expected a table, got {type(card).__name__}")
-    with torch.device("meta"):  # shapes alone: a header may ask for more than there is memory
-        expected = MedNCA(config.model).state_dict()
-    for name, tensor in expected.items():
+    expected = weight_shapes(config.model)
+    for name, shape in expected.items():
         if name not in weights:
             raise InputError(f"{path}: weights {name!r} are missing; get the file again")
-        if weights[name].shape != tensor.shape:
-            raise InputError(
-                f"{path}: weights {name!r} must have shape {tuple(tensor.shape)}, "
-                f"got {tuple(weights[name].shape)}"
-            )
-        if weights[name].dtype != torch.float32:
-            raise InputError(f"{path}: weights {name!r} must be float32, got {weights[name].dtype}")
-        if not torch.isfinite(weights[name]).all():
+        if weights[name].shape != shape:
+            raise InputError(f"{path}: weights {name!r} must have shape {shape}, got {weights[name].shape}")
+        if not np.isfinite(weights[name]).all():
             raise InputError(f"{path}: weights {name!r} are not finite; get the file again")
     unknown = sorted(set(weights) - set(expected))
     if unknown:
         raise InputError(
             f"{path}: unknown weights {unknown[0]!r} for a model of {len(config.model.scales)} levels"
         )
-    return ModelFile(config, weights, card)
+    try:
+        seen = None if header.get("range") is None else check_range(header["range"], config.model)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; calibrate the model again") from error
+    return ModelFile(config, weights, card, seen)
 
 
 def find_model(source: str | Path) -> Path:
@@ -159,12 +194,13 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]:
     """Path -> header and weights, or an InputError that says what the file is not."""
     try:
-        with safetensors.safe_open(str(path), "pt") as file:
+        with safetensors.safe_open(str(path), "np") as file:
             metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+            types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - no dictionary
+            weights = {name: file.get_tensor(name) for name, kind in types.items() if kind == "F32"}
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
     except Exception as error:  # the library has one exception type, which it does not promise to raise alone
@@ -186,4 +222,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{path}: model format version {header['version']} is newer than this mednca reads "
             f"({VERSION}); upgrade with 'pip install -U mednca'"
         )
+    for name, kind in types.items():
+        if kind != "F32":
+            raise InputError(f"{path}: weights {name!r} must be float32 (F32), got {kind}")
     return header, weights

@@ -14,78 +14,16 @@ has (H0 / f) x (W0 / f).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mednca.fire import FireKey, fire_mask
-
-
-@dataclass(frozen=True)
-class MedNCAConfig:
-    """Everything that decides the shape and the arithmetic of a model; validated when made.
-
-    Attributes:
-        image_channels: I, image channels at the front of the state.
-        classes: K, foreground classes, one logit channel each. The background's logit is 0 by definition, so
-            that probabilities are a softmax over K + 1, which for one class is the sigmoid.
-        channels: n, length of a cell's state.
-        hidden: h, hidden units of the update.
-        perception: "dense" for the paper's two convolutions n -> n, "depthwise" for two filters per channel.
-        scales: Downscaling factor of each level, coarse to fine, each a multiple of the next, the last one 1.
-        steps: Number of steps of each level.
-        fire_rate: Chance of a cell to update in a step, in (0, 1].
-
-    Raises:
-        ValueError: Where a value is out of its range.
-    """
-
-    image_channels: int = 1
-    classes: int = 1
-    channels: int = 32
-    hidden: int = 128
-    perception: Literal["dense", "depthwise"] = "dense"
-    scales: tuple[int, ...] = (4, 1)
-    steps: tuple[int, ...] = (64, 64)
-    fire_rate: float = 0.5
-
-    def __post_init__(self) -> None:
-        for name in ("image_channels", "classes", "channels", "hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.image_channels + self.classes > self.channels:
-            raise ValueError(
-                f"channels must be at least image_channels + classes, here {self.image_channels} + "
-                f"{self.classes}, got {self.channels}"
-            )
-        if self.perception not in ("dense", "depthwise"):
-            raise ValueError(f"perception must be 'dense' or 'depthwise', got {self.perception!r}")
-        if not self.scales or len(self.steps) != len(self.scales) or min(self.steps) < 1:
-            raise ValueError(
-                f"steps must give a number >= 1 for each of the scales {self.scales}, got {self.steps}"
-            )
-        if self.scales[-1] != 1 or any(
-            a <= b or a % b for a, b in zip(self.scales, self.scales[1:], strict=False)
-        ):
-            raise ValueError(
-                f"scales must fall to 1, each a multiple of the next, as (4, 1); got {self.scales}"
-            )
-        if not 0.0 < self.fire_rate <= 1.0:
-            raise ValueError(f"fire_rate must be in (0, 1], got {self.fire_rate}")
-
-    @property
-    def multiple(self) -> int:
-        """What the height and width of an image must be a multiple of."""
-        return self.scales[0]
-
-    @property
-    def smallest(self) -> int:
-        """The least height and width of an image: reflect padding needs two cells on the coarsest level."""
-        return 2 * self.scales[0]
+from mednca.rule import MedNCAConfig
 
 
 @dataclass(frozen=True)
@@ -183,6 +121,20 @@ class MedNCA(nn.Module):
         super().__init__()
         self.config = config
         self.levels = nn.ModuleList(Backbone(config) for _ in config.scales)
+
+    @classmethod
+    def from_weights(cls, config: MedNCAConfig, weights: Mapping[str, Any]) -> MedNCA:
+        """Config and NumPy arrays by name (a model file's) -> the model, ready for inference."""
+        with torch.device("meta"):  # no memory, and no draw from torch's global generator
+            model = cls(config)
+        model.to_empty(device="cpu").load_state_dict({name: torch.tensor(weights[name]) for name in weights})
+        return model.eval().requires_grad_(False)
+
+    def weights(self) -> dict[str, Any]:
+        """The NumPy arrays float32 of the model by name, copied: what a model file holds."""
+        return {
+            name: tensor.detach().cpu().float().numpy().copy() for name, tensor in self.state_dict().items()
+        }
 
     def forward(
         self,

@@ -24,14 +24,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mednca.config import RunConfig
 from mednca.errors import InputError
 from mednca.modelfile import ModelFile
-from mednca.nca import MedNCA, MedNCAConfig
 from mednca.recipes import Fingerprint, paper
+from mednca.rule import MedNCAConfig, weight_shapes
 
 NAMES = {"p0": "perceive_a", "p1": "perceive_b", "fc0": "update_in", "fc1": "update_out"}
 CARD = {
@@ -64,18 +66,18 @@ def import_official(folder: str | Path) -> ModelFile:
     if not folder.is_dir():
         raise InputError(f"{folder}: expected a folder with config.json and model0.pth, there is none")
     config = read_config(folder / "config.json")
-    expected = MedNCA(config.model).state_dict()
-    weights: dict[str, Tensor] = {}
+    expected = weight_shapes(config.model)
+    weights: dict[str, NDArray[np.float32]] = {}
     for level in range(len(config.model.scales)):
         path = folder / f"model{level}.pth"
         for name, tensor in read_rule(path).items():
             ours = f"levels.{level}.{name}"
-            if tensor.shape != expected[ours].shape:
+            if tensor.shape != expected[ours]:
                 raise InputError(
-                    f"{path}: {name} must have the shape {tuple(expected[ours].shape)} that config.json asks "
-                    f"for, got {tuple(tensor.shape)}"
+                    f"{path}: {name} must have the shape {expected[ours]} that config.json asks for, "
+                    f"got {tuple(tensor.shape)}"
                 )
-            weights[ours] = tensor
+            weights[ours] = tensor.numpy()
     known = KNOWN.get(hashlib.sha256((folder / "model0.pth").read_bytes()).hexdigest(), {})
     return ModelFile(config, weights, {"name": folder.resolve().name} | CARD | known)
 

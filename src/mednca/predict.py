@@ -1,29 +1,49 @@
 """A scan in, a mask out, in the scan's own grid. `Predictor.predict(volume) -> Prediction` is the protocol by
-which everything is judged."""
+which everything is judged.
+
+Two engines, `native` and `int16`, take a scan through all of this in C (`mednca.engine`). The others compute
+slices, and `slices.py` leads there and back: `numpy` and, with PyTorch, `folded` and `eager`.
+"""
 
 from __future__ import annotations
 
+import functools
+import logging
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+from nibabel.orientations import apply_orientation, io_orientation
 from numpy.typing import NDArray
 
-from mednca import __version__
-from mednca.backends import BACKENDS, choose, load
+from mednca import __version__, backends, engine
+from mednca.backends import numpy as in_numpy
 from mednca.card import model_warnings
 from mednca.errors import InputError
-from mednca.modelfile import ModelFile
-from mednca.nca import MedNCA, Run, probabilities
+from mednca.modelfile import ModelFile, to_bytes
+from mednca.rule import MedNCAConfig
 from mednca.slices import PreprocessConfig, pad_to, prepare_image, restore, with_context
 from mednca.volume import Volume
 
-#: Cells that are run at a time: bounds the memory, whatever the size of the scan.
+if TYPE_CHECKING:
+    from mednca.nca import Run
+
+#: Engines of prediction: in C with float32, in C with 16-bit integers, in NumPy, two ways in PyTorch.
+ENGINES = ("native", "int16", "numpy", "folded", "eager")
+IN_C = ("native", "int16")
+#: Cells that are run at a time by the engines that are not in C: bounds the memory.
 CELLS = 1 << 17
+
+Array = NDArray[np.float32]
+Progress = Callable[[int, int], None]
+#: Mask (X, Y, Z), probabilities (K, X, Y, Z), and counts for the report.
+Found = tuple[NDArray[np.uint8], Array, dict[str, Any]]
+#: Computes slices: image (B, I, H, W), numbers of the slices (B,) and a seed -> probabilities (B, K, H, W).
+Share = Callable[[Array, NDArray[np.int64], int], Array]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,7 +53,7 @@ class Prediction:
     Attributes:
         mask: uint8 (1, X, Y, Z) in the scan's grid: 0 background, else the value of a class.
         probability: float32 (K, X, Y, Z), where it was asked for.
-        report: Version, model hash, seed, device, seconds, foreground volume in ml, warnings.
+        report: Version, model hash, seed, device, engine, seconds, foreground volume in ml, warnings.
     """
 
     mask: Volume
@@ -49,8 +69,16 @@ class Predictor:
         file: The model with its configuration.
         device: "cpu" or "cuda".
         seed: Names the random stream of the fire masks; the same seed gives the same mask.
-        engine: Name of the backend, or "auto".
+        engine: One of `ENGINES`, or "auto"; once made, the one that is used.
         probability: Whether predictions carry probabilities.
+        threads: Of the engines in C; None takes as many as this process has processors. The result does not
+            depend on it.
+        gate: Of the engines in C: finer levels are computed only within so many pixels of the coarse
+            foreground. None computes them everywhere.
+        saturated: Numbers so far that did not fit the range of `int16`.
+
+    Raises:
+        InputError: If engine, device or model cannot be used so.
     """
 
     file: ModelFile
@@ -58,18 +86,30 @@ class Predictor:
     seed: int = 0
     engine: str = "auto"
     probability: bool = False
+    threads: int | None = None
+    gate: int | None = None
+    saturated: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        self._run = choose_engine(self.device, self.engine)
-        self._model = self.file.build().to(self.device)
+        self.engine = choose_engine(self.device, self.engine)
+        for name, value, least in (("threads", self.threads, 1), ("gate", self.gate, 0)):
+            if value is not None and self.engine not in IN_C:
+                raise InputError(f"{name} is for the engines {' and '.join(IN_C)}, this one is {self.engine}")
+            if value is not None and value < least:
+                raise InputError(f"{name} must be at least {least}, got {value}")
         self._hash = self.file.hash
+        if self.engine in IN_C:
+            self.threads = self.threads or engine.processors()
+            self._model = open_in_c(self.file, self.engine, seed=self.seed, gate=self.gate)
+        else:
+            self._share = share_with(self.file, self.engine, self.device)
 
     @property
     def labels(self) -> dict[int, str]:
         """Value in the mask -> name of the class."""
         return dict(zip(self.file.config.values, self.file.config.labels, strict=True))
 
-    def predict(self, volume: Volume, /, *, progress: Callable[[int, int], None] | None = None) -> Prediction:
+    def predict(self, volume: Volume, /, *, progress: Progress | None = None) -> Prediction:
         """Scan (M, X, Y, Z) -> mask in its grid.
 
         Args:
@@ -85,20 +125,11 @@ class Predictor:
             raise InputError(
                 f"this model takes scans of {config.preprocess.modalities} channel(s), got {volume.channels}"
             )
-        image = prepare_image(volume, config.preprocess)
-        shares = predict_slices(
-            self._model,
-            image,
-            config.preprocess,
-            seed=self.seed,
-            ensemble=config.predict.ensemble,
-            run=self._run,
-            progress=progress,
-        )
-        in_grid = restore(shares, volume, config.preprocess)
-        mask = decide(in_grid, config.predict.threshold, config.values)
+        in_c = self.engine in IN_C
+        mask, probability, told = (self._in_c if in_c else self._in_slices)(volume, progress)
         if config.predict.largest_component:
-            mask = largest_component(mask)
+            body = along_body(mask[None], volume)[0]
+            body[...] = largest_component(body)
         voxel_ml = float(abs(np.linalg.det(volume.affine[:3, :3]))) / 1000
         voxels = {name: int((mask == k).sum()) for k, name in self.labels.items()}
         report = {
@@ -107,18 +138,63 @@ class Predictor:
             "model_hash": self._hash,
             "seed": self.seed,
             "device": self.device,
-            "engine": next((name for name in BACKENDS if load(name) is self._run), self.engine),
+            "engine": self.engine,
+            "instructions": self._model.facts.instructions.decode() if in_c else None,
+            "threads": self.threads,
+            "gate": self.gate,
             "ensemble": config.predict.ensemble,
             "shape": list(volume.shape),
             "spacing_mm": [round(float(s), 6) for s in volume.spacing],
             "foreground_voxels": voxels,
             "foreground_ml": {name: round(count * voxel_ml, 6) for name, count in voxels.items()},
-            "warnings": model_warnings(self.file) + plausibility(volume, self.file.card.get("fingerprint")),
+            **told,
             "seconds": round(time.perf_counter() - started, 3),
         }
+        told_of = model_warnings(self.file) + plausibility(volume, self.file.card.get("fingerprint"))
+        report["warnings"] = told_of + trouble(told)
         return Prediction(
-            volume.with_data(mask[None]), volume.with_data(in_grid) if self.probability else None, report
+            volume.with_data(mask[None]),
+            volume.with_data(probability) if self.probability else None,
+            report,
         )
+
+    def _in_c(self, volume: Volume, progress: Progress | None) -> Found:
+        """Scan -> mask, probabilities if wanted, and counts, all in C and in the grid of the scan."""
+        assert self.threads is not None
+        mask = np.zeros((1, *volume.shape), np.uint8)
+        classes = self.file.config.model.classes if self.probability else 0
+        probability = np.zeros((classes, *volume.shape), np.float32)
+        spacing = np.empty(3)
+        spacing[io_orientation(volume.affine)[:, 0].astype(int)] = volume.spacing
+        counts = self._model.segment(
+            along_body(readable(volume.data), volume),
+            along_body(mask, volume)[0],
+            along_body(probability, volume) if classes else None,
+            spacing=spacing.tolist(),
+            threads=self.threads,
+            progress=progress,
+        )
+        self.saturated += counts.saturated
+        computed = round(counts.cells / max(1, counts.all), 4)
+        told = {"computed": computed, "saturated": counts.saturated, "not_finite": counts.broken}
+        return mask[0], probability, told
+
+    def _in_slices(self, volume: Volume, progress: Progress | None) -> Found:
+        """The same, by whatever computes slices."""
+        config = self.file.config
+        shares = predict_slices(
+            self._share,
+            config.model,
+            prepare_image(volume, config.preprocess),
+            config.preprocess,
+            seed=self.seed,
+            ensemble=config.predict.ensemble,
+            progress=progress,
+        )
+        in_grid = restore(shares, volume, config.preprocess)
+        mask = decide(in_grid, config.predict.threshold, config.values)
+        not_finite = int((~np.isfinite(shares)).sum())
+        return mask, in_grid, {"computed": None, "saturated": None, "not_finite": not_finite}
 
 
 def with_ensemble(model: ModelFile, members: int | None) -> ModelFile:
@@ -136,24 +212,49 @@ def with_ensemble(model: ModelFile, members: int | None) -> ModelFile:
     )
 
 
-def choose_engine(device: str, name: str) -> Run:
-    """Device and name of an engine -> the engine.
+# ---- Engines ----
+
+
+def choose_engine(device: str, name: str = "auto") -> str:
+    """Device and name of an engine of prediction -> the engine's name; "auto" takes the fastest that works.
+
+    That is `native` on the CPU, or `numpy`, with a warning in the log, where the C library is missing, and
+    `folded` on every other device.
 
     Raises:
         InputError: If there is no such device or engine here, or the engine does not run on the device.
     """
     check_device(device)
-    try:
-        return choose(device, name)
-    except ValueError as error:
-        raise InputError(f"engine {name!r} cannot be used: {error}") from error
+    if name not in ("auto", *ENGINES):
+        raise InputError(f"engine must be auto or one of {', '.join(ENGINES)}, got {name!r}")
+    if device != "cpu":
+        if name in ("native", "int16", "numpy"):
+            raise InputError(f"the engine {name!r} runs on the CPU only, got device {device!r}; use 'auto'")
+        return "folded" if name == "auto" else name
+    if name in ("auto", "native") and engine.available():
+        return "native"
+    if name in IN_C and not engine.available():
+        raise InputError(f"the engine {name!r} cannot be used: {engine.why_not()}")
+    if name == "auto":
+        _warn_once(engine.why_not())
+        return "numpy"
+    return name
+
+
+@functools.cache
+def _warn_once(why: str) -> None:
+    _log.warning("prediction runs in NumPy, about three times as slow as in C: %s", why)
 
 
 def check_device(device: str) -> None:
     """Raise InputError for a device that this machine or this build of torch does not have."""
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise InputError(f"device must be 'cpu', 'cuda' or 'cuda:NUMBER', got {device!r}")
-    if device != "cpu" and not torch.cuda.is_available():
+    if device == "cpu":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
         raise InputError(
             f"device {device!r} was asked for, but torch finds no CUDA device here; use --device cpu"
         )
@@ -161,59 +262,147 @@ def check_device(device: str) -> None:
         raise InputError(f"device {device!r} was asked for, but there are {torch.cuda.device_count()} here")
 
 
+def open_in_c(file: ModelFile, name: str, *, seed: int = 0, gate: int | None = None) -> engine.Model:
+    """Model and name of an engine in C -> the model, opened by it.
+
+    Raises:
+        InputError: If the engine cannot run the model.
+    """
+    numbers = "int16" if name == "int16" else "fp32"
+    try:
+        return engine.Model(to_bytes(file), numbers=numbers, seed=seed, gate=gate)
+    except InputError as error:
+        model = file.card.get("name") or file.hash
+        raise InputError(f"the engine {name!r} cannot run the model {model}: {error}") from error
+
+
+def share_with(file: ModelFile, name: str, device: str = "cpu") -> Share:
+    """Model and name of an engine that is not in C -> how it computes slices."""
+    if name == "numpy":
+        rules = in_numpy.fold(file.config.model, file.weights)
+        return functools.partial(in_numpy.probabilities, file.config.model, rules)
+    return share_with_torch(file, backends.load(name), device)
+
+
+def share_with_torch(file: ModelFile, run: Run, device: str = "cpu") -> Share:
+    """Model and a way to run a rule in PyTorch -> how it computes slices."""
+    import torch
+
+    from mednca.nca import MedNCA, probabilities
+
+    model = MedNCA.from_weights(file.config.model, file.weights).to(device)
+
+    def share(image: Array, numbers: NDArray[np.int64], seed: int) -> Array:
+        try:
+            cells, items = torch.from_numpy(image).to(device), torch.from_numpy(numbers).to(device)
+            with torch.inference_mode():
+                state, _ = model(cells, seed=seed, items=items, run=run)[-1]
+                found: Array = probabilities(model.logits(state)).float().cpu().numpy()
+            return found
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(str(error)) from error
+
+    return share
+
+
+# ---- Slices ----
+
+
 def predict_slices(
-    model: MedNCA,
-    image: NDArray[np.float32],
+    share: Share,
+    model: MedNCAConfig,
+    image: Array,
     preprocess: PreprocessConfig,
     *,
     seed: int,
     ensemble: int = 1,
-    run: Run,
-    progress: Callable[[int, int], None] | None = None,
-) -> NDArray[np.float32]:
+    progress: Progress | None = None,
+) -> Array:
     """Prepared slices (S, M, H, W) -> probabilities of the foreground classes float32 (S, K, H, W).
 
     Slices are run a few at a time and their fire masks are named by their number, so that neither the memory
     nor the result depends on how many.
     """
     count, _, height, width = image.shape
-    device = next(model.parameters()).device
-    result = np.zeros((count, model.config.classes, height, width), np.float32)
+    result = np.zeros((count, model.classes, height, width), np.float32)
     at_once = max(1, CELLS // (height * width))
     for start in range(0, count, at_once):
         numbers = np.arange(start, min(start + at_once, count))
         stack, inside = pad_to(
-            with_context(image, numbers, preprocess.context), model.config.multiple, model.config.smallest
+            with_context(image, numbers, preprocess.context), model.multiple, model.smallest
         )
-        cells = torch.from_numpy(stack).to(device)
-        items = torch.from_numpy(numbers).to(device)
-        with torch.inference_mode():
-            for member in range(ensemble):
-                state, _ = model(cells, seed=seed + member, items=items, run=run)[-1]
-                share = probabilities(model.logits(state))[..., inside[0], inside[1]]
-                result[numbers] += share.float().cpu().numpy() / ensemble
+        for member in range(ensemble):
+            result[numbers] += share(stack, numbers, seed + member)[..., inside[0], inside[1]] / ensemble
         if progress:
             progress(int(numbers[-1]) + 1, count)
     return result
 
 
-def decide(probability: NDArray[np.float32], threshold: float, values: tuple[int, ...]) -> NDArray[np.uint8]:
+def decide(probability: Array, threshold: float, values: tuple[int, ...]) -> NDArray[np.uint8]:
     """Probabilities (K, X, Y, Z) and the K values of the classes -> mask uint8 (X, Y, Z): the likeliest class
     where the foreground as a whole exceeds the threshold, else 0."""
     foreground = probability.sum(axis=0) > threshold
     return np.where(foreground, np.array(values, np.uint8)[probability.argmax(axis=0)], 0).astype(np.uint8)
 
 
-def largest_component(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Mask (X, Y, Z) -> the same with all but the largest connected piece of the foreground removed."""
-    from scipy import ndimage
+# ---- Arrays ----
 
-    pieces, count = ndimage.label(mask > 0)
-    if count <= 1:
-        return mask
-    sizes = np.bincount(pieces.ravel())
-    sizes[0] = 0
-    return np.where(pieces == sizes.argmax(), mask, 0).astype(np.uint8)
+
+def along_body(data: NDArray[Any], volume: Volume) -> NDArray[Any]:
+    """Array (C, X, Y, Z) in the grid of a scan -> a view of it on axes as close to RAS+ as they can."""
+    turned = apply_orientation(np.moveaxis(data, 0, -1), io_orientation(volume.affine))
+    view: NDArray[Any] = np.moveaxis(turned, -1, 0)
+    assert np.may_share_memory(view, data)
+    return view
+
+
+def readable(data: NDArray[Any]) -> NDArray[Any]:
+    """Array of any number type -> the same, or float32 where the C library does not know the type."""
+    known = data.dtype.kind + str(data.dtype.itemsize) in (
+        "b1",
+        "i1",
+        "u1",
+        "i2",
+        "u2",
+        "i4",
+        "u4",
+        "f4",
+        "f8",
+    )
+    return data if known and data.dtype.isnative else data.astype(np.float32)
+
+
+def largest_component(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Mask (X, Y, Z) -> the same with all but the largest piece of its foreground removed.
+
+    Voxels are joined by their faces; of two pieces of one size the one with the first voxel stays.
+    """
+    if not engine.available():
+        return in_numpy.largest_component(mask)
+    found = mask.copy()
+    engine.largest_component(found)
+    return found
+
+
+# ---- Warnings ----
+
+
+def trouble(told: dict[str, Any]) -> list[str]:
+    """Counts of a prediction -> warnings of what went wrong while it was computed."""
+    warnings = []
+    if told["not_finite"]:
+        warnings.append("the model gave numbers that are not finite for this scan; do not use this mask")
+    return warnings + saturation(told["saturated"] or 0)
+
+
+def saturation(count: int) -> list[str]:
+    """Numbers that did not fit the range of `int16` -> a warning, or none for none."""
+    if not count:
+        return []
+    return [
+        f"{count} numbers did not fit the range that the model was calibrated for and were cut to it; "
+        "compare with --engine native"
+    ]
 
 
 def plausibility(volume: Volume, fingerprint: dict[str, Any] | None) -> list[str]:

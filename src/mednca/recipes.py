@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from mednca.config import AugmentConfig, PredictConfig, RunConfig, TrainConfig
 from mednca.errors import InputError
-from mednca.nca import MedNCAConfig
+from mednca.rule import MedNCAConfig
 from mednca.slices import PreprocessConfig, plane_axes
 
 

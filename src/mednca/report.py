@@ -138,6 +138,9 @@ class Report:
             f"{len(self.cases)} cases of {persons} groups. n: cases that have the value. sd: population.",
             f"Interval of the mean: bootstrap over groups. nsd: within {self.provenance['tolerance_mm']} mm.",
         ]
+        if left_out := self.provenance.get("left_out"):
+            lines[-1] = "Interval of the mean: bootstrap over groups."
+            lines.append(f"Not measured, as the extra train is not installed: {', '.join(left_out)}.")
         if self.provenance.get("labels_merged"):
             values = ", ".join(str(value) for value in self.provenance["labels_merged"])
             lines.append(f"The model has one label; label values {values} were merged into it.")

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from mednca.cases import images_in
@@ -184,7 +183,7 @@ def predict_file(
             prediction = predictor.predict(volume, progress=show)
         except InputError as error:
             raise InputError(f"{_told(job.scan)}: {error}") from error
-        except (MemoryError, torch.OutOfMemoryError) as error:
+        except MemoryError as error:
             raise InputError(
                 f"{first}: too little memory for {volume.shape} voxels on {predictor.device}"
             ) from error

@@ -22,12 +22,6 @@ import numpy.typing as npt
 
 from mednca.errors import InputError
 
-try:
-    from scipy.ndimage import gaussian_filter
-    from scipy.spatial.transform import Rotation
-except ImportError as error:
-    raise InputError("phantoms need SciPy, which is not installed: pip install 'mednca[train]'") from error
-
 Float = npt.NDArray[np.float64]
 
 Nifti: Any = nib.Nifti1Image  # nibabel has types for a part of it only
@@ -57,7 +51,7 @@ def phantom(seed: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], 
 
     distance, along = _organ(random, position)
     signal = _tissue(random, position, distance)
-    signal = gaussian_filter(signal, 0.5)  # the scanner's blur, on top of the partial volume in each boundary
+    signal = blurred(signal, 0.5)  # the scanner's blur, on top of the partial volume in each boundary
     signal *= np.exp(random.uniform(0.08, 0.16) * _field(random, shape, 14.0))  # bias field
     noise = random.uniform(0.015, 0.03) * random.standard_normal((2, *shape))
     signal = np.hypot(signal + noise[0], noise[1])  # Rician: the magnitude of a complex signal with noise
@@ -65,7 +59,7 @@ def phantom(seed: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], 
 
     label = np.where(distance < 0, np.where(along < 0.3, 1, 2), 0).astype(np.uint8)
     affine = np.eye(4)
-    affine[:3, :3] = Rotation.from_rotvec(random.uniform(-0.06, 0.06, 3)).as_matrix() * spacing
+    affine[:3, :3] = about_axis(random.uniform(-0.06, 0.06, 3)) * spacing
     affine[:3, 3] = random.uniform(-30.0, 30.0, 3) - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
     image = signal.astype(np.float32)
     if random.random() < 0.5:  # RAS to LPS: turn the first two axes round
@@ -79,11 +73,11 @@ def _organ(random: np.random.Generator, position: Float) -> tuple[Float, Float]:
     """Return two fields over positions (..., 3): the distance to the organ's surface (mm, < 0 inside) and
     how far along the organ a position lies (0 at the tip of the head, 1 at the tail)."""
     scale, bend, rise = random.uniform(0.9, 1.15), random.uniform(2.0, 5.0), random.uniform(0.0, 4.0)
-    turn = Rotation.from_euler("xyz", random.uniform((-8, -8, -18), (8, 8, 18)), degrees=True)
+    turn = about_axes(np.radians(random.uniform((-8, -8, -18), (8, 8, 18))))
     shift = random.uniform((-4.0, -4.0, -1.0), (4.0, 4.0, 1.0))
     t = np.linspace(0.0, 1.0, 40)
     line = np.stack([bend * (4 * t * (1 - t) - 0.7), 28.0 * (0.5 - t), rise * (t**2 - 0.4)], axis=-1)
-    line = turn.apply(scale * line) + shift
+    line = scale * line @ turn.T + shift
     radius = scale * (2.8 + 2.4 * (1 - t) + 1.7 * np.exp(-(((t - 0.12) / 0.15) ** 2)))
     surface = np.linalg.norm(position[..., None, :] - line, axis=-1) - radius  # (..., 40)
     return surface.min(axis=-1), t[surface.argmin(axis=-1)]
@@ -119,15 +113,45 @@ def _inside(distance: Float, width: float = 1.0) -> Float:
 
 def _field(random: np.random.Generator, shape: tuple[int, ...], sigma: float) -> Float:
     """Return a smooth random field of a shape with mean 0 and standard deviation 1; sigma in voxels."""
-    field = gaussian_filter(random.standard_normal(shape), sigma)
+    field = blurred(random.standard_normal(shape), sigma)
     return np.asarray((field - field.mean()) / field.std())
+
+
+def blurred(field: Float, sigma: float) -> Float:
+    """Array and sigma in elements -> the array blurred by a Gaussian, cut off at 4 sigma, edges mirrored."""
+    reach = int(4 * sigma + 0.5)
+    weights = np.exp(-0.5 * (np.arange(reach + 1) / sigma) ** 2)
+    weights /= weights[0] + 2 * weights[1:].sum()
+    for axis in range(field.ndim):
+        line = np.moveaxis(field, axis, 0)
+        size = len(line)
+        wide = np.pad(line, [(reach, reach)] + [(0, 0)] * (field.ndim - 1), mode="symmetric")
+        total = weights[0] * line
+        for away in range(reach, 0, -1):
+            total += (wide[reach - away :][:size] + wide[reach + away :][:size]) * weights[away]
+        field = np.moveaxis(total, 0, axis)
+    return field
+
+
+def about_axis(vector: Float) -> Float:
+    """Axis times angle (radians) -> the rotation's matrix (3, 3), by Rodrigues' formula."""
+    angle = float(np.linalg.norm(vector))
+    x, y, z = vector / angle
+    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+    return np.asarray(np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * (cross @ cross))
+
+
+def about_axes(angles: Float) -> Float:
+    """Angles (radians) about the fixed axes x, y and z, in this order -> the rotation's matrix (3, 3)."""
+    x, y, z = (about_axis(angle * axis) for angle, axis in zip(angles, np.eye(3), strict=True))
+    return np.asarray(z @ y @ x)
 
 
 def write_phantoms(folder: str | Path, count: int, seed: int, force: bool = False) -> Path:
     """Write phantoms as a data set in the layout of the Medical Segmentation Decathlon and return its folder.
 
     The folder gets dataset.json, imagesTr/phantom_001.nii.gz ... and labelsTr/ with the same names. It
-    appears whole or not at all. With equal versions of NumPy and SciPy, equal arguments write equal bytes; a
+    appears whole or not at all. With equal versions of NumPy, equal arguments write equal bytes; a
     larger count adds cases to the same first ones, and other seeds give other cases.
 
     Args:

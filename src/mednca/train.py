@@ -11,7 +11,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from mednca.augment import TrainingCase, sample_batch
 from mednca.backends import choose
+from mednca.calibrate import measure_range
 from mednca.cases import CaseSet, split_folds
 from mednca.checkpoint import RunFolder, TrainState
 from mednca.config import RunConfig, to_dict
@@ -134,6 +135,15 @@ def train(
     return report
 
 
+def check_engine(device: str, engine: str) -> None:
+    """Raise InputError for a device or an engine of training that cannot be used here."""
+    check_device(device)
+    try:
+        choose(device, engine)
+    except ValueError as error:
+        raise InputError(f"engine {engine!r} cannot be used: {error}") from error
+
+
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
     """Run the block with one thread of PyTorch, then as before.
@@ -236,7 +246,7 @@ def finish(
     bar = (lambda c: tqdm(c, desc="judging", unit="scan")) if progress else None
     report = evaluate(predictor, [scan.case for scan in held_out], labels=cases.labels or None, progress=bar)
     scores = {"dice": report.summary["merged"]["dice"], "cases": split["validation"]}
-    save_model(run.model, ModelFile(model.config, model.weights, model.card | {"scores": scores}))
+    save_model(run.model, replace(model, card=model.card | {"scores": scores}))
     report.write(run.report, force=True)  # last: it marks the run as complete
     return report
 
@@ -331,6 +341,7 @@ def fit(
             bar.update(1)
             bar.set_postfix(loss=f"{measured['loss']:.3f}", dice=f"{dice:.3f}", refresh=False)
     model = learner.model_file(card)
+    model = replace(model, range=measure_range(model, [case.image for case in training], seed=settings.seed))
     save_model(run.model, model)
     return model
 

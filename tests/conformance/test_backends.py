@@ -8,7 +8,7 @@ of each array. A mistake in one tap, border, cell or channel is larger by orders
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -17,15 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from benchmarks.cases import CASES, BackendCase, forward_backward
-from mednca.backends import BACKENDS, choose, load, native
+from benchmarks.cases import CASES, TRAININGS, BackendCase, TrainingCase, forward_backward
+from mednca import engine
+from mednca.backends import BACKENDS, choose, folded, load, native
 from mednca.fire import FireKey, fire_mask
-from mednca.nca import MedNCAConfig, Run, Window, run_eager
+from mednca.nca import Run, Window, run_eager
+from mednca.rule import MedNCAConfig
 
 STATE_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4
 
-needs_compiler = pytest.mark.skipif(not native.available(), reason=f"native backend: {native.why_not()}")
+needs_compiler = pytest.mark.skipif(not engine.available(), reason=f"native backend: {engine.why_not()}")
 backends = pytest.mark.parametrize(
     "backend", [pytest.param(name, marks=needs_compiler if name == "native" else ()) for name in BACKENDS]
 )
@@ -174,34 +176,68 @@ def test_native_refuses_what_it_cannot_run() -> None:
         native.run_native(rule.float(), state[:, :, :1].float(), key, window, 1)
 
 
-@pytest.fixture
-def fresh_native(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    native._load.cache_clear()
-    yield monkeypatch
-    monkeypatch.undo()
-    native._load.cache_clear()
-
-
-@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
-def test_without_a_compiler_the_folded_backend_is_taken_and_said(
-    compiler: str, fresh_native: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_without_the_engine_the_folded_backend_is_taken_and_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fresh_native.setenv("CC", compiler)
-    assert not native.available() and compiler in native.why_not()
+    monkeypatch.setattr(engine, "_load", lambda: "no engine here")
     with caplog.at_level(logging.WARNING):
         assert choose("cpu") is load("folded")
-    assert [compiler in record.message for record in caplog.records] == [True]
-    with pytest.raises(ValueError, match=compiler):
+    assert ["no engine here" in record.message for record in caplog.records] == [True]
+    with pytest.raises(ValueError, match="no engine here"):
         choose("cpu", "native")
-    with pytest.raises(RuntimeError, match=compiler):
+    with pytest.raises(RuntimeError, match="no engine here"):
         native.fire_masks(FireKey(0), 1, Window.whole(torch.arange(1), 2, 2), 0.5)
+
+
+@needs_compiler
+@cases
+@pytest.mark.parametrize("kept", [0, 20_000])
+def test_memory_that_is_saved_does_not_change_a_bit(
+    kept: int, case: BackendCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last, gradients = forward_backward(native.run_native, case, torch.float32)
+    monkeypatch.setattr(native, "KEPT_BYTES", kept)
+    again, again_gradients = forward_backward(native.run_native, case, torch.float32)
+    assert torch.equal(last, again)
+    assert all(torch.equal(gradients[name], again_gradients[name]) for name in gradients)
+
+
+@cases
+def test_folded_saves_memory_by_computing_again(case: BackendCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folded, "KEPT_BYTES", 0)
+    check(folded.run_folded, case)
+
+
+@needs_compiler
+def test_what_is_kept_grows_with_the_square_root_of_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "KEPT_BYTES", 0)
+    sizes = [
+        kept_bytes(native.run_native, BackendCase("memory", MedNCAConfig(), 1, 16, 16, steps)) - 256 * steps
+        for steps in (16, 64, 256)  # a byte for each fire mask's cell grows with the steps
+    ]
+    state = 16 * 16 * 32 * 4
+    assert sizes[0] < 10 * state and sizes[1] < 2.5 * sizes[0] and sizes[2] < 2.5 * sizes[1]
+
+
+@needs_compiler
+@pytest.mark.parametrize("case", TRAININGS, ids=lambda case: case.name)
+def test_an_iteration_of_training_has_the_gradients_of_the_definition(case: TrainingCase) -> None:
+    config = replace(case.config, steps=(6,) * len(case.config.scales))
+    small = replace(case, batch=2, size=32, patch=case.patch and 8, config=config)
+    gradients = {}
+    for run, dtype in ((run_eager, torch.float64), (native.run_native, torch.float32)):
+        model = small.model(dtype)
+        small.loss(model, run).backward()
+        gradients[run] = {key: array.grad for key, array in model.named_parameters()}
+    for key, expected in gradients[run_eager].items():
+        assert difference(gradients[native.run_native][key], expected) < GRADIENT_TOLERANCE, key
 
 
 def test_the_choice_follows_the_device() -> None:
     assert choose("cuda:0") is load("folded")
     assert choose("cpu", "eager") is run_eager
-    assert choose("cpu") is load("native" if native.available() else "folded")
+    assert choose("cpu") is load("native" if engine.available() else "folded")
     with pytest.raises(ValueError, match="CPU only"):
         choose("cuda", "native")
-    with pytest.raises(ValueError, match="eager, folded, native"):
+    with pytest.raises(ValueError, match="eager, gathered, folded, native"):
         choose("cpu", "abacus")

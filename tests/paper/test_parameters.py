@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mednca.nca import Backbone, MedNCA, MedNCAConfig
+from mednca.nca import Backbone, MedNCA
+from mednca.rule import MedNCAConfig
 
 
 def count(config: MedNCAConfig) -> int:

@@ -1,6 +1,9 @@
-"""Ways to run a rule: the same states, at other speeds. A backend is a `mednca.nca.Run` in a file of its own.
+"""Ways to run a rule: the same states, at other speeds. tests/conformance holds each of them to the
+definition, `mednca.nca.run_eager` in float64.
 
-tests/conformance holds each of them to the definition, `mednca.nca.run_eager` in float64.
+A backend is a `mednca.nca.Run` in a file of its own, over PyTorch's tensors, so that training can go back
+through it. `numpy.py` is none of them: it needs no PyTorch, and only predicts. So do the engines in C of
+`mednca.engine`; `mednca.predict` chooses between all of these.
 """
 
 from __future__ import annotations
@@ -8,6 +11,8 @@ from __future__ import annotations
 import importlib
 import logging
 from typing import TYPE_CHECKING, cast
+
+from mednca import engine
 
 if TYPE_CHECKING:
     from mednca.nca import Run
@@ -17,6 +22,7 @@ _log = logging.getLogger(__name__)
 #: Name -> module and function. Loaded when asked for.
 BACKENDS: dict[str, tuple[str, str]] = {
     "eager": ("mednca.nca", "run_eager"),
+    "gathered": ("mednca.backends.gathered", "run_gathered"),
     "folded": ("mednca.backends.folded", "run_folded"),
     "native": ("mednca.backends.native", "run_native"),
 }
@@ -38,7 +44,7 @@ def choose(device: str, name: str = "auto") -> Run:
     """Device ("cpu", "cuda:0", ...) and name of a backend -> its run; "auto" takes the fastest that works.
 
     That is `native` on the CPU; `folded` on every other device and, with a warning in the log, on a CPU
-    without a C compiler.
+    without the C engine.
 
     Raises:
         ValueError: Where there is no backend of this name, or it does not work on this device or machine.
@@ -50,11 +56,9 @@ def choose(device: str, name: str = "auto") -> Run:
         if name == "native":
             raise ValueError(f"the backend 'native' runs on the CPU only, got device {device!r}; use 'auto'")
         return load("folded")
-    from mednca.backends import native
-
-    if native.available():
-        return native.run_native
+    if engine.available():
+        return load("native")
     if name == "native":
-        raise ValueError(f"the backend 'native' cannot be used: {native.why_not()}; use 'auto'")
-    _log.warning("training and prediction run at about half the speed: %s", native.why_not())
+        raise ValueError(f"the backend 'native' cannot be used: {engine.why_not()}; use 'auto'")
+    _log.warning("training runs at about a third of the speed: %s", engine.why_not())
     return load("folded")

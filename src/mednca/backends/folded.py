@@ -7,9 +7,13 @@ rounding. States are kept channels-last.
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from mednca.fire import FireKey, fire_mask
 from mednca.nca import Backbone, Window
@@ -33,12 +37,35 @@ def fold(rule: Backbone) -> tuple[Tensor, Tensor, Tensor]:
     return weight.contiguous(memory_format=torch.channels_last), bias, out
 
 
+#: What a run keeps about for its backward pass before it computes segments of its steps again instead.
+KEPT_BYTES = 2 << 30
+
+
 def run_folded(rule: Backbone, state: Tensor, key: FireKey, window: Window, steps: int) -> Tensor:
-    """State (B, n, H, W) -> state after `steps` steps, channels-last."""
+    """State (B, n, H, W) -> state after `steps` steps, channels-last.
+
+    The steps are taken in some sqrt(steps) segments. Where keeping what the backward pass needs of all of
+    them would take more than `KEPT_BYTES`, only the states between the segments are kept.
+    """
     weight, bias, out = fold(rule)
     state = state.contiguous(memory_format=torch.channels_last)
-    for step in range(steps):
-        fires = fire_mask(key, step, window.items, window.rows, window.columns, rule.config.fire_rate)
-        hidden = F.relu(F.conv2d(F.pad(state, (1, 1, 1, 1), mode="reflect"), weight, bias))
-        state = torch.addcmul(state, F.conv2d(hidden, out), fires.unsqueeze(1).to(state.dtype))
+    kept_of_a_cell = (2 * rule.config.channels + rule.config.hidden) * state.element_size()
+    again = kept_of_a_cell * steps * state[:, 0].numel() > KEPT_BYTES and torch.is_grad_enabled()
+    length = math.isqrt(max(steps - 1, 0)) + 1
+
+    def segment(first: int, state: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> Tensor:
+        numbers: Any = torch.arange(first, min(first + length, steps), device=state.device).view(-1, 1, 1, 1)
+        masks = fire_mask(key, numbers, window.items, window.rows, window.columns, rule.config.fire_rate)
+        for fires in masks.unsqueeze(2).to(state.dtype):
+            hidden = F.relu(F.conv2d(F.pad(state, (1, 1, 1, 1), mode="reflect"), weight, bias))
+            state = torch.addcmul(state, F.conv2d(hidden, out), fires)
+        return state
+
+    for first in range(0, steps, length):
+        if again:
+            state = checkpoint(
+                segment, first, state, weight, bias, out, use_reentrant=False, preserve_rng_state=False
+            )
+        else:
+            state = segment(first, state, weight, bias, out)
     return state

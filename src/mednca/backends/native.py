@@ -1,9 +1,10 @@
 """The rule in C, forward and backward, for the cells that fire only: float32 on the CPU, one thread.
 
-native.c is compiled for this machine at first use, into the user's cache folder. For the backward pass it
-keeps the perceptions of the cells that fired, 3n numbers each (at n = 32 and fire rate 0.5 that is 192 bytes
-for a cell and step, where the definition keeps 1.2 kB), restores the states from them going backwards, and
-computes the hidden units again. The same inputs give the same bits on the same machine.
+It lives in the C engine (`mednca.engine`; runtime/c/train.h). For the backward pass it keeps the perceptions
+of the cells that fired, 3n numbers each (at n = 32 and fire rate 0.5 that is 192 bytes for a cell and step,
+where the definition keeps 1.2 kB), restores the states from them going backwards, and computes the hidden
+units again. Long runs keep less, and compute these too again. The same inputs give the same bits on the same
+machine.
 
 Shapes: B items, n channels, h hidden units, H x W cells.
 """
@@ -11,28 +12,24 @@ Shapes: B items, n channels, h hidden units, H x W cells.
 from __future__ import annotations
 
 import ctypes
-import functools
-import hashlib
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-import tempfile
-from pathlib import Path
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mednca import engine
 from mednca.fire import RATE_BITS, FireKey
 from mednca.nca import Backbone, Window
 
-_SOURCE = Path(__file__).with_name("native.c")
-_FLAGS = ["-std=gnu11", "-O3", "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-shared"]
 #: The C code works on whole vectors: channels and hidden units are padded with zeros to multiples of this.
 _MULTIPLE = 16
+#: What a run keeps at most for its backward pass, where that is possible; beyond it memory grows with the
+#: square root of batch x steps. A smaller bound means less memory and up to a third more time, and the same
+#: bits.
+KEPT_BYTES = 512 << 20
 
 
 def run_native(rule: Backbone, state: Tensor, key: FireKey, window: Window, steps: int) -> Tensor:
@@ -40,7 +37,7 @@ def run_native(rule: Backbone, state: Tensor, key: FireKey, window: Window, step
 
     Raises:
         ValueError: Where state or rule is not float32 on the CPU, or the grid is smaller than 2 x 2.
-        RuntimeError: Where there is no C compiler; see `available` and `why_not`.
+        RuntimeError: Where the C engine is not there; see `mednca.engine.why_not`.
     """
     for name, tensor in (("state", state), ("rule", rule.update_in.weight)):
         if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
@@ -67,7 +64,7 @@ def fire_masks(key: FireKey, steps: int, window: Window, fire_rate: float) -> tu
     counts = torch.empty(batch, steps, dtype=torch.int64)
     threshold = round(fire_rate * (1 << RATE_BITS))
     seed = key.seed & 0xFFFFFFFF
-    _library().mednca_fires(
+    engine.library().mednca_fires(
         *(ctypes.c_int64(value) for value in (batch, height, width, steps, seed, key.level)),
         ctypes.c_uint32(threshold),
         *_pointers(items, rows, columns, fires, counts),
@@ -76,7 +73,7 @@ def fire_masks(key: FireKey, steps: int, window: Window, fire_rate: float) -> tu
 
 
 def _pack(rule: Backbone) -> tuple[Tensor, ...]:
-    """Rule -> filters, views, w1, b1, w2 as native.c wants them, padded; torch takes their gradients back."""
+    """Rule -> filters, views, w1, b1, w2 as train.h wants them, padded; torch takes their gradients back."""
     n, h = rule.config.channels, rule.config.hidden
     more, more_hidden = -n % _MULTIPLE, -h % _MULTIPLE
     filters = torch.stack([rule.perceive_a.weight, rule.perceive_b.weight]).permute(3, 4, 2, 0, 1)
@@ -104,7 +101,10 @@ class _Shape(ctypes.Structure):
 
 
 class _Steps(torch.autograd.Function):
-    """All steps on packed arrays: state (B, H, W, n), multiples of 16 channels and hidden units."""
+    """All steps on packed arrays: state (B, H, W, n), multiples of 16 channels and hidden units.
+
+    `kept` holds the perceptions of the last pieces, `starts` the states at the start of those before them.
+    """
 
     @staticmethod
     def forward(
@@ -120,32 +120,105 @@ class _Steps(torch.autograd.Function):
         depthwise: bool,
         keep: bool,
     ) -> Tensor:
-        batch, height, width, n = state.shape
-        ctx.shape = _Shape(batch, height, width, n, len(b1), counts.shape[1], depthwise)
+        weights = (filters, views, w1, b1, w2)
         state = state.clone(memory_format=torch.contiguous_format)
-        kept = torch.empty(int(counts.sum()), 3 * n) if keep else None
-        status = _library().mednca_forward(
-            ctypes.byref(ctx.shape), *_pointers(state, fires, filters, views, w1, b1, w2, kept)
-        )
-        _check(status)
-        if keep:
-            ctx.save_for_backward(state, filters, w1, b1, w2, fires, counts, kept)
+        if not keep:
+            _forward(state, fires, weights, depthwise, None)
+            return state
+        n = state.shape[3]
+        pieces, again = _pieces(counts, _bytes(state[0]), 3 * n * state.element_size())
+        starts = state.new_empty(again, *state.shape[1:])
+        kept = state.new_empty(sum(piece.firing for piece in pieces[again:]), 3 * n)
+        at = 0
+        for number, (items, steps, firing) in enumerate(pieces):
+            if number < again:
+                starts[number] = state[items]
+            seen = None if number < again else kept[at : (at := at + firing)]
+            _forward(state[items], fires[items, steps], weights, depthwise, seen)
+        ctx.depthwise, ctx.pieces = depthwise, pieces
+        ctx.save_for_backward(state, fires, counts, starts, kept, *weights)
         return state
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_last: Tensor) -> tuple[Tensor | None, ...]:
-        last, filters, w1, b1, w2, fires, counts, kept = ctx.saved_tensors
+        last, fires, counts, starts, kept, *weights = ctx.saved_tensors
+        filters, _, w1, b1, w2 = weights
         state, d_state = last.clone(), d_last.clone(memory_format=torch.contiguous_format)
-        gradients = [torch.zeros_like(array) for array in (filters, filters[0], w1, b1, w2)]
-        filters_t = filters if ctx.shape.depthwise else filters.t().contiguous()
-        w1_t, w2_t = w1.t().contiguous(), w2.t().contiguous()
-        status = _library().mednca_backward(
-            ctypes.byref(ctx.shape),
-            *_pointers(state, d_state, fires, counts, kept, filters_t, w1, b1, w1_t, w2_t, *gradients),
-        )
-        _check(status)
+        gradients = [torch.zeros_like(array) for array in weights]
+        filters_t = filters if ctx.depthwise else filters.t().contiguous()
+        transposed = (filters_t, w1, b1, w1.t().contiguous(), w2.t().contiguous())
+        again = ctx.pieces[: len(starts)]
+        memory = kept.new_empty(max((piece.firing for piece in again), default=0), kept.shape[1])
+        end = len(kept)
+        for number, (items, steps, firing) in reversed(list(enumerate(ctx.pieces))):
+            if number < len(starts):
+                seen = memory[:firing]
+                _forward(
+                    starts[number : number + 1].clone(), fires[items, steps], weights, ctx.depthwise, seen
+                )
+            else:
+                seen = kept[end - firing : end]
+                end -= firing
+            shape = _shape(state[items], fires[items, steps], b1, ctx.depthwise)
+            status = engine.library().mednca_backward(
+                ctypes.byref(shape),
+                *_pointers(state[items], d_state[items], fires[items, steps], counts[items, steps], seen),
+                *_pointers(*transposed, *gradients),
+            )
+            _check(status)
         return d_state, *gradients, None, None, None, None
+
+
+class _Piece(NamedTuple):
+    """Items and steps that are run in one go, and how many of their cells fire."""
+
+    items: slice
+    steps: slice
+    firing: int
+
+
+def _pieces(counts: Tensor, state_bytes: int, seen_bytes: int) -> tuple[list[_Piece], int]:
+    """Sums of fire masks (B, steps) and bytes of an item's state and of a perception -> the pieces of a run
+    in order, and how many of them, from the first, are to be computed again.
+
+    Where everything fits into `KEPT_BYTES` that is one piece. Where not, an item's steps are cut so that the
+    states at the start of all pieces and the perceptions of one, which is what computing them again needs,
+    are about as large; the last pieces are kept as far as there is room beside these.
+    """
+    batch, steps = counts.shape
+    everything = _Piece(slice(0, batch), slice(0, steps), int(counts.sum()))
+    if everything.firing * seen_bytes <= KEPT_BYTES:
+        return [everything], 0
+    length = min(steps, math.ceil(math.sqrt(batch * steps)))
+    pieces = [
+        _Piece(slice(item, item + 1), slice(first, min(first + length, steps)), 0)
+        for item in range(batch)
+        for first in range(0, steps, length)
+    ]
+    pieces = [piece._replace(firing=int(counts[piece.items, piece.steps].sum())) for piece in pieces]
+    room = KEPT_BYTES - len(pieces) * state_bytes - max(piece.firing for piece in pieces) * seen_bytes
+    again = len(pieces)
+    while again and pieces[again - 1].firing * seen_bytes <= room:
+        again -= 1
+        room -= pieces[again].firing * seen_bytes
+    return pieces, again
+
+
+def _shape(state: Tensor, fires: Tensor, b1: Tensor, depthwise: bool) -> _Shape:
+    return _Shape(*state.shape, len(b1), fires.shape[1], depthwise)
+
+
+def _forward(
+    state: Tensor, fires: Tensor, weights: Sequence[Tensor], depthwise: bool, seen: Tensor | None
+) -> None:
+    """State, in place -> after the steps; writes perceptions (firing cells, 3n) unless `seen` is None."""
+    shape = _shape(state, fires, weights[3], depthwise)
+    _check(engine.library().mednca_forward(ctypes.byref(shape), *_pointers(state, fires, *weights, seen)))
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def _pointers(*tensors: Tensor | None) -> list[ctypes.c_void_p]:
@@ -156,77 +229,3 @@ def _pointers(*tensors: Tensor | None) -> list[ctypes.c_void_p]:
 def _check(status: int) -> None:
     if status:
         raise MemoryError("no memory for the native backend to work in; use smaller patches or images")
-
-
-# ---- The library ----
-
-
-def available() -> bool:
-    """Whether `run_native` works on this machine; compiles it where that has not been done."""
-    return isinstance(_load(), ctypes.CDLL)
-
-
-def why_not() -> str:
-    """What keeps `run_native` from working on this machine and what to do about it; "" where it works."""
-    library = _load()
-    return "" if isinstance(library, ctypes.CDLL) else library
-
-
-def _library() -> ctypes.CDLL:
-    library = _load()
-    if not isinstance(library, ctypes.CDLL):
-        raise RuntimeError(f"the native backend cannot be used: {library}")
-    return library
-
-
-@functools.cache
-def _load() -> ctypes.CDLL | str:
-    """The library, or the reason why there is none."""
-    compiler = _compiler()
-    if not compiler:
-        return (
-            "there is no C compiler (cc, gcc, clang); install one, or name it in the environment variable CC"
-        )
-    try:
-        return ctypes.CDLL(str(_compile(compiler)))
-    except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or error
-        return f"the C compiler {compiler[0]} did not make a library that can be loaded: {str(said).strip()}"
-
-
-def _compiler() -> list[str]:
-    """The command of the C compiler: `$CC`, or the first of the usual ones; empty where there is none."""
-    found = [name for name in ("cc", "gcc", "clang") if shutil.which(name)]
-    return shlex.split(os.environ.get("CC", "")) or found[:1]
-
-
-def _compile(compiler: list[str]) -> Path:
-    """Command of a C compiler -> the library in the user's cache, made where it is not there yet.
-
-    Its name holds all that decides its contents; it appears complete or not at all.
-    """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mednca"
-    version = subprocess.run([*compiler, "--version"], capture_output=True, check=True, text=True).stdout
-    what = [_SOURCE.read_text("utf-8"), *_FLAGS, *compiler, version, _processor()]
-    library = cache / f"native-{hashlib.sha256('|'.join(what).encode()).hexdigest()[:16]}.so"
-    if not library.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as folder:
-            made = Path(folder) / "native.so"
-            command = [*compiler, *_FLAGS, str(_SOURCE), "-o", str(made)]
-            try:
-                subprocess.run([*command, "-march=native"], capture_output=True, check=True, text=True)
-            except subprocess.CalledProcessError:  # not every compiler knows this machine
-                subprocess.run(command, capture_output=True, check=True, text=True)
-            made.replace(library)
-    return library
-
-
-def _processor() -> str:
-    """What tells processors with other instructions apart, parts joined by "|"."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        lines = []
-    told = [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
-    return "|".join([platform.machine(), platform.processor(), *sorted(set(told))])

@@ -1,0 +1,29 @@
+"""The commands: one dataclass each, what the library does under the same names; `cli` runs them.
+
+Fields are options, their docstrings the help. A command imports what it needs when it runs, so that help is
+quick and works without the extras.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mednca.commands.bench import Bench
+from mednca.commands.data import Doctor, Phantoms
+from mednca.commands.models import Calibrate, Export, ImportOfficial, Info
+from mednca.commands.predict import Evaluate, Predict
+from mednca.commands.train import Train
+
+#: Name on the command line -> command.
+COMMANDS: dict[str, type[Any]] = {
+    "train": Train,
+    "predict": Predict,
+    "evaluate": Evaluate,
+    "info": Info,
+    "export": Export,
+    "calibrate": Calibrate,
+    "bench": Bench,
+    "doctor": Doctor,
+    "phantoms": Phantoms,
+    "import-official": ImportOfficial,
+}

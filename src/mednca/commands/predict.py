@@ -1,0 +1,205 @@
+"""Masks for scans, and how good they are."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from mednca.errors import InputError
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Segment scans: a mask for each, on the scan's own grid and in its orientation.
+
+    MODEL is a run folder, a .safetensors file or the name of a model that comes with mednca. Beside each mask
+    a small JSON report is written: version, model, seed, seconds, volume, warnings.
+
+    Of several scans, one that cannot be segmented does not stop the others: it is told on stderr, and the
+    exit status is 2 in the end. Otherwise nothing is written before all places for masks were found free.
+
+    With a model of several channels, name_0000.nii.gz, name_0001.nii.gz, ... are one scan, as in nnU-Net.
+
+    Examples:
+        mednca predict hippocampus scan.nii.gz -o mask.nii.gz
+        mednca predict runs/hippocampus scans/ -o masks/
+        mednca predict runs/hippocampus a.nii.gz b.nii.gz -o masks/ --json > reports.json
+    """
+
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
+    """Run folder, .safetensors file or name of a shipped model."""
+    inputs: Annotated[Positional[tuple[Path, ...]], arg(metavar="INPUT...", help_behavior_hint="(required)")]
+    """Scans, or folders of scans (NIfTI, MHA, NRRD, PNG, TIFF)."""
+    out: Annotated[Path, arg(aliases=["-o"], metavar="OUT")]
+    """Mask to write, for one scan; folder for several."""
+    seed: int = 0
+    """Names the random stream of the fire masks; the same seed gives the same mask."""
+    ensemble: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the model's)")] = None
+    """Runs with other fire masks whose probabilities are averaged."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    engine: str = "auto"
+    """auto (the fastest here), native (C), int16 (C, the same bits everywhere), numpy, folded or eager
+    (PyTorch)."""
+    threads: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: one per processor)")] = None
+    """Threads of native and int16; the result does not depend on it."""
+    gate: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: everywhere)")] = None
+    """Compute the finer levels only within N pixels of what the coarse level found: faster, and what the
+    coarse level misses stays missed. For native and int16."""
+    force: bool = False
+    """Replace existing masks."""
+    quiet: bool = False
+    """No progress bar."""
+    json: bool = False
+    """Print the reports as JSON instead of a line for each scan."""
+
+    def run(self) -> int:
+        """Predict, and print a line or a report for each scan."""
+        from tqdm import tqdm
+
+        from mednca.card import model_warnings
+        from mednca.modelfile import load_model
+        from mednca.predict import Predictor, with_ensemble
+        from mednca.segment import predict_files
+
+        model = with_ensemble(load_model(self.model), self.ensemble)
+        predictor = Predictor(
+            model, self.device, self.seed, self.engine, threads=self.threads, gate=self.gate
+        )
+        # This refuses what cannot be done, before anything is computed.
+        told = predict_files(predictor, self.inputs, self.out, force=self.force, progress=not self.quiet)
+        general = model_warnings(model)
+        for warning in general:
+            print(f"mednca: warning: {self.model}: {warning}", file=sys.stderr)
+        reports: list[dict[str, Any]] = []
+        for report in told:
+            reports.append(report)
+            if "error" in report:
+                tqdm.write(f"mednca: error: {report['error']}", file=sys.stderr)
+                continue
+            for warning in report["warnings"]:
+                if warning not in general:
+                    tqdm.write(f"mednca: warning: {report['input']}: {warning}", file=sys.stderr)
+            if not self.json:
+                tqdm.write(f"{report['output']}: {foreground(report)}, {report['seconds']:.1f} s")
+        if self.json:
+            print(json.dumps(reports, indent=1))
+        failed = sum("error" in report for report in reports)
+        if failed:
+            print(f"mednca: {failed} of {len(reports)} scans could not be segmented", file=sys.stderr)
+        return 2 if failed else 0
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Judge a model on labelled scans: Dice, IoU, HD95, ASSD, NSD and volumes, per case, mean, sd and
+    interval.
+
+    Examples:
+        mednca evaluate hippocampus Task04_Hippocampus --group pairs --json report.json
+        mednca evaluate runs/hippocampus Task04_Hippocampus --cases held_out.txt
+    """
+
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
+    """Run folder, .safetensors file or name of a shipped model."""
+    data: Annotated[Positional[Path], arg(metavar="DATA")]
+    """Folder of the data set."""
+    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Write the whole report, with every case, to this file."""
+    tolerance: float = 1.0
+    """Tolerance of NSD in mm."""
+    cases: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: all cases)")] = None
+    """Text file with the ids of the cases to judge, one a line; all others are left out."""
+    group: Annotated[
+        str | None, arg(metavar="RULE", help_behavior_hint="(default: every case is a person)")
+    ] = None
+    """What makes a person: intervals draw persons, not scans. See 'mednca train --help'."""
+    seed: int = 0
+    """Names the random stream of the fire masks."""
+    ensemble: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the model's)")] = None
+    """Runs with other fire masks whose probabilities are averaged."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    engine: str = "auto"
+    """auto (the fastest here), native (C), int16 (C, the same bits everywhere), numpy, folded or eager
+    (PyTorch)."""
+    threads: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: one per processor)")] = None
+    """Threads of native and int16; the result does not depend on it."""
+    gate: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: everywhere)")] = None
+    """Compute the finer levels only within N pixels of what the coarse level found: faster, and what the
+    coarse level misses stays missed. For native and int16."""
+    force: bool = False
+    """Replace an existing report."""
+    quiet: bool = False
+    """No progress bar."""
+
+    def run(self) -> int:
+        """Evaluate, and print the table."""
+        from tqdm import tqdm
+
+        from mednca.cases import find_labelled_cases
+        from mednca.evaluate import evaluate
+        from mednca.files import read_lines
+        from mednca.modelfile import load_model
+        from mednca.predict import Predictor, saturation, with_ensemble
+
+        if self.json is not None and self.json.exists() and not self.force:
+            raise InputError(f"{self.json}: exists already; choose another name or give --force")
+        if not self.tolerance >= 0:
+            raise InputError(f"tolerance must be 0 mm or more, got {self.tolerance:g}")
+        model = with_ensemble(load_model(self.model), self.ensemble)
+        found = find_labelled_cases(self.data, self.group)
+        chosen = found.cases
+        if self.cases is not None:
+            wanted = read_lines(self.cases)
+            missing = sorted(wanted - {case.id for case in chosen})
+            if missing:
+                raise InputError(f"{self.cases}: case {missing[0]} is not in {self.data}")
+            chosen = tuple(case for case in chosen if case.id in wanted)
+        predictor = Predictor(
+            model,
+            self.device,
+            self.seed,
+            self.engine,
+            probability=True,
+            threads=self.threads,
+            gate=self.gate,
+        )
+        seen = sorted({case.id for case in chosen} & set(model.card.get("training_cases", [])))
+        if seen:
+            print(
+                f"mednca: warning: the model was trained on {len(seen)} of these {len(chosen)} cases "
+                f"(as {seen[0]}); this is no independent test",
+                file=sys.stderr,
+            )
+        report = evaluate(
+            predictor,
+            chosen,
+            tolerance_mm=self.tolerance,
+            labels=found.labels or None,
+            progress=lambda c: tqdm(c, unit="scan", disable=True if self.quiet else None),
+        )
+        for warning in saturation(predictor.saturated):
+            print(f"mednca: warning: {warning}", file=sys.stderr)
+        told: dict[str, Any] = {"model": str(self.model), "model_hash": model.hash, "device": self.device}
+        told |= {"data": found.name, "fire_seed": self.seed, "trained_on": seen}
+        told |= {"engine": predictor.engine, "gate": self.gate, "saturated": predictor.saturated}
+        report = replace(report, provenance=report.provenance | told)
+        if self.json is not None:
+            report.write(self.json, force=self.force)
+        print(report.table())
+        return 0
+
+
+def foreground(report: dict[str, Any]) -> str:
+    """Report of a prediction -> how much there is of each class: ml, or voxels where mm mean nothing."""
+    voxels = report["foreground_voxels"]
+    return ", ".join(
+        f"{name} {voxels[name]} voxels" if ml is None else f"{name} {ml:.3g} ml"
+        for name, ml in report["foreground_ml"].items()
+    )

@@ -1,0 +1,118 @@
+"""Training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from mednca.errors import InputError
+
+if TYPE_CHECKING:
+    from mednca.config import RunConfig
+    from mednca.recipes import Fingerprint
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a model on a folder of labelled scans and judge it on scans that it never saw.
+
+    DATA is in MSD layout (dataset.json, imagesTr, labelsTr), nnU-Net raw layout or a pair of folders images/
+    and labels/. RUN becomes a run folder with the model (model.safetensors), its report, its curve and all
+    that is needed to go on after a stop.
+
+    Examples:
+        mednca train Task04_Hippocampus -o runs/hippocampus --group pairs
+        mednca train Task04_Hippocampus -o runs/hippocampus_cv --group pairs --folds 5
+        mednca train Task04_Hippocampus -o runs/hippocampus --group pairs --resume
+    """
+
+    data: Annotated[Positional[Path], arg(metavar="DATA")]
+    """Folder of the data set."""
+    out: Annotated[Path, arg(aliases=["-o"], metavar="RUN")]
+    """Run folder to make; with --folds the folder of its runs."""
+    recipe: str = "native"
+    """native (ours), quick (lean, for a first look), paper_hippocampus or paper_prostate (the paper's)."""
+    config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: the recipe alone)")] = (
+        None
+    )
+    """JSON file of settings that replace the recipe's, as {"train": {"patch": 48}}; see 'mednca info'."""
+    labels: Literal["merged", "separate"] = "merged"
+    """One class for all labels (the recipes' way) or one for each."""
+    iterations: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the recipe's)")] = None
+    """Steps of the optimiser."""
+    batch_size: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the recipe's)")] = None
+    """Slices per step."""
+    learning_rate: Annotated[float | None, arg(metavar="X", help_behavior_hint="(default: the recipe's)")] = (
+        None
+    )
+    """Peak learning rate."""
+    seed: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the recipe's)")] = None
+    """Of everything random: split, weights, samples, augmentation, fire masks."""
+    group: Annotated[
+        str | None, arg(metavar="RULE", help_behavior_hint="(default: every case is a person)")
+    ] = None
+    """What makes a person, so that no person is on both sides of a split: pairs (numbers 2k-1 and 2k, as in
+    MSD Task04), re:PATTERN (its one group, in the case id) or csv:FILE:COLUMN."""
+    folds: int = 0
+    """Cross-validate with this many folds; 0 keeps one part out."""
+    fold: Annotated[int | None, arg(metavar="I", help_behavior_hint="(default: all)")] = None
+    """Train this fold only, from 0."""
+    validation: float = 0.2
+    """Share of the cases that is kept out and reported on; 0 trains on all."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    engine: str = "auto"
+    """Way to run the rule: auto, native (C), folded or eager (PyTorch)."""
+    resume: bool = False
+    """Go on where a stopped training was."""
+    force: bool = False
+    """Replace an existing run."""
+    quiet: bool = False
+    """No progress bar."""
+
+    def run(self) -> int:
+        """Train, and print the table of the held-out cases."""
+        from mednca.cases import find_labelled_cases
+        from mednca.train import check_engine, train
+
+        check_engine(self.device, self.engine)  # refuse before the data are read and a run folder is made
+        cases = find_labelled_cases(self.data, self.group)
+        report = train(
+            cases,
+            self.out,
+            self.configure,
+            folds=self.folds,
+            fold=self.fold,
+            validation=self.validation,
+            device=self.device,
+            engine=self.engine,
+            resume=self.resume,
+            force=self.force,
+            progress=not self.quiet,
+        )
+        if report is not None:
+            print(report.table())
+        print(f"{self.out}: done")
+        return 0
+
+    def configure(self, data: Fingerprint) -> RunConfig:
+        """Fingerprint of the data -> the recipe's configuration with the options put in."""
+        from mednca.config import RunConfig, from_dict, merged, to_dict
+        from mednca.files import read_json
+        from mednca.recipes import recipe, with_classes
+
+        config = recipe(self.recipe, data)
+        if self.labels == "separate":
+            config = with_classes(config, data.labels)
+        if self.config is not None:
+            settings = merged(to_dict(config), read_json(self.config), str(self.config))
+            config = from_dict(RunConfig, settings, str(self.config))
+        names = ("iterations", "batch_size", "learning_rate", "seed")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        try:
+            return replace(config, train=replace(config.train, **given))
+        except ValueError as error:
+            raise InputError(str(error)) from error

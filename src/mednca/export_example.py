@@ -1,0 +1,98 @@
+"""Segments one slice of a scan with the ONNX files in this folder; needs NumPy and ONNX Runtime only.
+
+    python example.py SCAN.npy NUMBER MASK.npy
+
+SCAN.npy holds slices (slices, channels, rows, columns) as README.md tells; NUMBER, from 0, picks one of them;
+MASK.npy becomes its mask, uint8 (rows, columns).
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+Array = Any  # a NumPy array
+Told = dict[str, str]  # what a file says of itself
+
+
+def absorb(word: Array, value: Array) -> Array:
+    """Words and values of 32 bits -> words: one round of the hash that decides which cells update."""
+    word = (word + value + 0x9E3779B9) & 0xFFFFFFFF
+    word = ((word ^ (word >> 16)) * 0x85EBCA6B) & 0xFFFFFFFF
+    word = ((word ^ (word >> 13)) * 0xC2B2AE35) & 0xFFFFFFFF
+    return word ^ (word >> 16)
+
+
+def fire_mask(key: tuple[int, ...], height: int, width: int, rate: float) -> Array:
+    """Seed, level, step and slice -> bool (1, height, width): the same cells as in every engine of mednca."""
+    word = 0
+    for value in key:
+        word = absorb(word, value)
+    rows = absorb(word, np.arange(height, dtype=np.uint64)[:, None])
+    return (absorb(rows, np.arange(width, dtype=np.uint64)) >> 8 < round(rate * (1 << 24)))[None]
+
+
+def downscale(image: Array, scale: int) -> Array:
+    """Image (..., rows, columns) -> smaller by the scale: means of the pixels next to each block's centre."""
+    near, far = (scale - 1) // 2, scale // 2
+    image = (image[..., near::scale, :] + image[..., far::scale, :]) / 2
+    return (image[..., near::scale] + image[..., far::scale]) / 2
+
+
+def rescale(image: Array) -> Array:
+    """Intensities -> clipped to their 0.5 and 99.5 percentile and scaled to [0, 1]."""
+    low, high = np.percentile(image, (0.5, 99.5))
+    low, high = (low, high) if high > low else (image.min(), image.max())
+    return (np.clip(image, low, high) - low) / (high - low) if high > low else np.zeros_like(image)
+
+
+def padded(length: int, scale: int) -> tuple[Array, slice]:
+    """Length of an axis -> which pixel each of a multiple of the scale repeats, and where the axis lies."""
+    size = max(2 * scale, -(-length // scale) * scale)
+    start = (size - length) // 2
+    return np.clip(np.arange(size) - start, 0, length - 1), slice(start, start + length)
+
+
+def run(levels: list[tuple[Any, Told]], image: Array, number: int, seed: int) -> Array:
+    """Image (channels, rows, columns) -> probabilities (classes, rows, columns), levels coarse to fine."""
+    classes, channels = int(levels[0][1]["classes"]), int(levels[0][1]["channels"])
+    state = np.zeros((1, channels, 1, 1), np.float32)
+    for level, (session, told) in enumerate(levels):
+        sharp = downscale(image, int(told["scale"]))
+        height, width = sharp.shape[1:]
+        state = state.repeat(height // state.shape[2], axis=2).repeat(width // state.shape[3], axis=3)
+        state[0, : len(image)] = sharp
+        for step in range(int(told["steps"])):
+            fires = fire_mask((seed, level, step, number), height, width, float(told["fire_rate"]))
+            (state,) = session.run(["next"], {"state": state, "fires": fires})
+    logits = np.pad(state[0, len(image) : len(image) + classes], ((1, 0), (0, 0), (0, 0)))  # background: 0
+    shares = np.exp(logits - logits.max(axis=0))
+    return shares[1:] / shares.sum(axis=0)
+
+
+def main() -> None:
+    """Do what the first line says."""
+    files = sorted(Path(__file__).parent.glob("level_*.onnx"))
+    sessions = [onnxruntime.InferenceSession(str(file)) for file in files]
+    levels = [(session, session.get_modelmeta().custom_metadata_map) for session in sessions]
+    told = levels[0][1]
+    scan, number = np.load(sys.argv[1]).astype(np.float32), int(sys.argv[2])
+    if told["normalise"] == "volume":
+        scan = np.stack([rescale(channel) for channel in scan.swapaxes(0, 1)], axis=1)
+    reach = int(told["context"])  # neighbours on each side come along as further channels
+    image = scan[np.clip(np.arange(number - reach, number + reach + 1), 0, len(scan) - 1)]
+    if told["normalise"] == "slice":
+        image = np.stack([[rescale(channel) for channel in channels] for channels in image])
+    image = image.reshape(-1, *scan.shape[2:]).astype(np.float32)
+    (rows, top), (columns, left) = (padded(length, int(told["scale"])) for length in image.shape[1:])
+    image, runs = image[:, rows][:, :, columns], int(told["ensemble"])
+    shares = sum(run(levels, image, number, seed) for seed in range(runs)) / runs
+    values = np.array(told["values"].split(), np.uint8)[shares.argmax(axis=0)]
+    mask = np.where(shares.sum(axis=0) > float(told["threshold"]), values, 0).astype(np.uint8)
+    np.save(sys.argv[3], mask[top, left])
+
+
+if __name__ == "__main__":
+    main()
