@@ -72,6 +72,9 @@ static INLINE void KERNEL(tile16)(const int rows, const int columns, int64_t dep
 #define TILES(T, w) T(1, w) T(2, w) T(3, w) T(4, w)
 #endif
 
+#ifdef ARMV6
+#include "armv6.h"
+#else
 /* C (count x width) = rows a[i] + offset (depth numbers each) x the layer's rows from .. from + depth, + its start if
  * from is 0, else + C. */
 static void KERNEL(multiply)(const Layer *l, int64_t count, const float *const *a, int64_t offset, int64_t from, int64_t depth,
@@ -93,6 +96,15 @@ static void KERNEL(multiply)(const Layer *l, int64_t count, const float *const *
         }
     }
 }
+
+
+/* The ReLU, which lets NaN through, as torch does. */
+static void KERNEL(rectify)(int64_t count, const float *from, float *to)
+{
+    for (int64_t i = 0; i < count; i++)
+        to[i] = from[i] < 0 ? 0 : from[i];
+}
+#endif
 
 static void KERNEL(multiply16)(const Layer *l, int64_t count, const int16_t *const *a, int64_t offset, int64_t from,
                                int64_t depth, int32_t *c, int64_t c_row)
@@ -147,10 +159,8 @@ static void KERNEL(fp32)(const Rule *r, int64_t n, int64_t row, int64_t count, c
     KERNEL(multiply)(&r->hidden, count, rows, 0, 0, wide, act + first, units);
     for (int64_t i = 0; i < count; i++) {
         float *unit = act + i * units;
-        for (int64_t j = 0; j < first; j++)
-            unit[j] = rows[i][n + j] < 0 ? 0 : rows[i][n + j]; /* lets NaN through, as torch does */
-        for (int64_t j = first; j < first + h; j++)
-            unit[j] = unit[j] < 0 ? 0 : unit[j];
+        KERNEL(rectify)(first, rows[i] + n, unit);
+        KERNEL(rectify)(h, unit + first, unit + first);
         rows[i] = unit;
     }
     KERNEL(multiply)(&r->out, count, rows, 0, 0, units, residuals, n);
@@ -213,6 +223,7 @@ static int64_t KERNEL(int16)(const Rule *r, int64_t n, int64_t row, int64_t coun
     return bad + KERNEL(narrow)(&r->out, count, sums, n, residuals, n);
 }
 
+#ifndef ARMV6
 /* Residuals (count, n) added to the states of their cells. */
 static void KERNEL(add)(int64_t n, int64_t count, float *const *cells, const float *residuals)
 {
@@ -236,6 +247,8 @@ static int64_t KERNEL(add16)(int64_t n, int64_t count, int16_t *const *cells, co
     return bad;
 }
 
+#endif
+
 /* Which cells of a row fire -> bytes; the row has been absorbed into the key. */
 static void KERNEL(fires)(uint32_t key, int64_t from, int64_t count, uint32_t threshold, uint8_t *out)
 {
@@ -245,10 +258,18 @@ static void KERNEL(fires)(uint32_t key, int64_t from, int64_t count, uint32_t th
 
 #include "train.h"
 
+#ifdef ARMV6
 static const Kernels KERNEL(kernels) = {
-    .name = NAME, .lanes = LANES < 4 ? 4 : LANES, .panel = PANEL, .pairs = PAIRS, .fp32 = KERNEL(fp32), .int16 = KERNEL(int16),
+    .name = NAME, .lanes = 8, .panel = PANEL, .pairs = PAIRS, .rows = 12, .fp32 = KERNEL(fp32), .int16 = KERNEL(dense16),
     .add = KERNEL(add), .add16 = KERNEL(add16), .fires = KERNEL(fires), .forward = KERNEL(forward), .backward = KERNEL(backward),
 };
+#else
+static const Kernels KERNEL(kernels) = {
+    .name = NAME, .lanes = LANES < 4 ? 4 : LANES, .panel = PANEL, .pairs = PAIRS, .rows = ROWS, .fp32 = KERNEL(fp32),
+    .int16 = KERNEL(int16),
+    .add = KERNEL(add), .add16 = KERNEL(add16), .fires = KERNEL(fires), .forward = KERNEL(forward), .backward = KERNEL(backward),
+};
+#endif
 
 #undef VEC
 #undef IVEC

@@ -67,6 +67,7 @@ typedef struct {
 typedef struct {
     const char *name;
     int lanes, panel, pairs;
+    int rows; /* cells that are best taken at a time */
     void (*fp32)(const Rule *, int64_t n, int64_t row, int64_t count, const float *const *cells, float *residuals, float *in,
                  float *act);
     int64_t (*int16)(const Rule *, int64_t n, int64_t row, int64_t count, const int16_t *const *cells, int16_t *residuals,
@@ -227,6 +228,30 @@ static INLINE int32_t pair(const int16_t *p)
 #define EACH(p) ((IVEC)vdupq_n_s32(*(p)))
 #define DOT(sum, a, b) ((IVEC)vmlal_s16((int32x4_t)(sum), vmovn_s32((int32x4_t)(a)), vld1_s16(b)))
 #include "kernels.h"
+
+#elif defined(__GNUC__) && defined(__arm__) && __ARM_ARCH == 6 && !defined(__thumb__) && defined(__ARM_FEATURE_SIMD32) && \
+    (__ARM_FP & 4) && !defined(MEDNCA_PORTABLE)
+#define ARMV6
+#include <arm_acle.h>
+
+static INLINE int32_t pair(const int16_t *p)
+{
+    int32_t both;
+    memcpy(&both, p, 4);
+    return both;
+}
+
+#define NAME "armv6"
+#define KERNEL(name) GLUE(name, armv6)
+#define LANES 1
+#define COLUMNS 4
+#define ROWS 4
+#define MADD(a, b, c) ((a) * (b) + (c))
+#define PAIRS 1
+#define EACH(p) pair(p)
+#define DOT(sum, a, b) __smlad(a, pair(b), sum)
+#include "kernels.h"
+#undef ARMV6
 #endif
 
 /* C99 and nothing else. */
@@ -259,6 +284,9 @@ static const Kernels *available(int32_t index)
     found[count++] = &kernels_sse2;
 #elif defined(__GNUC__) && defined(__aarch64__) && !defined(MEDNCA_PORTABLE)
     found[count++] = &kernels_neon;
+#elif defined(__GNUC__) && defined(__arm__) && __ARM_ARCH == 6 && !defined(__thumb__) && defined(__ARM_FEATURE_SIMD32) && \
+    (__ARM_FP & 4) && !defined(MEDNCA_PORTABLE)
+    found[count++] = &kernels_armv6;
 #endif
     found[count++] = &kernels_portable;
     return index >= 0 && index < count ? found[index] : 0;
@@ -348,20 +376,21 @@ static int64_t desk_at(const mednca_model *m, char *memory, int64_t width, Desk 
         const Rule *r = &m->rules[i];
         views = views > r->views.width ? views : r->views.width;
         units = units > r->out.depth ? units : r->out.depth;
+        units = units > 3 * m->n ? units : 3 * m->n; /* the neighbours of one row take turns with the units */
         sums = sums > r->views.width ? sums : r->views.width;
         sums = sums > r->hidden.width ? sums : r->hidden.width;
     }
     char *p = memory;
     Batch *batches[3] = {&d->first, &d->batches[0], &d->batches[1]};
     for (int i = 0; i < 3; i++) {
-        const int64_t cells = width + (i ? BLOCK : 0);
+        const int64_t cells = width + (i ? BLOCK : 0) + 3; /* some kernels fill the last tile */
         batches[i]->cells = (void **)piece(&p, cells * (int64_t)sizeof(void *));
         batches[i]->residuals = piece(&p, cells * m->n * item);
         batches[i]->count = 0;
     }
     d->fires = (uint8_t *)piece(&p, width);
-    d->in = piece(&p, BLOCK * (m->n + views) * item);
-    d->act = piece(&p, BLOCK * units * item);
+    d->in = piece(&p, BLOCK * (m->n + views) * item + 32); /* some read ahead */
+    d->act = piece(&p, BLOCK * units * item + 32);
     d->sums = piece(&p, item == 2 ? BLOCK * sums * 4 : 0);
     return p - memory;
 }
@@ -373,7 +402,7 @@ static int64_t compute(const mednca_model *m, const Rule *r, const Grid *g, Batc
     int64_t bad = 0;
     for (int64_t at = 0, left = blocks, count; at < batch->count; at += count, left--) {
         count = (batch->count - at + left - 1) / left; /* even shares, in whole tiles */
-        count = (count + 5) / 6 * 6 < BLOCK ? (count + 5) / 6 * 6 : BLOCK;
+        count = padded(count, m->kernels->rows) < BLOCK ? padded(count, m->kernels->rows) : BLOCK;
         count = count < batch->count - at ? count : batch->count - at;
         if (m->options.numbers == MEDNCA_FP32)
             m->kernels->fp32(r, m->n, g->row / 4, count, (const float *const *)(batch->cells + at),
