@@ -39,13 +39,13 @@ from mednca.recipes import RECIPES
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 #: Other programs that a page may call. Whatever else stands behind a prompt is a mistake or needs a test.
-FOREIGN = {"git", "cd", "pip", "python", "python3", "tensorboard", "export", "."}
+FOREIGN = {"git", "cd", "pip", "python", "python3", "tensorboard", "export", ".", "sudo", "./mednca-run"}
 #: Pages that begin where a model has been trained already, in runs/mine.
 WITH_RUN = {"docs/how-to/predict.md", "docs/how-to/resume-and-cross-validate.md"}
 #: What is called by hand: every script here but the modules that others import.
 SCRIPTS = [
     path
-    for folder in ("reproduce", "benchmarks")
+    for folder in ("reproduce", "benchmarks", "runtime/pi")
     for path in sorted((ROOT / folder).glob("*.py"))
     if "__main__" in path.read_text(encoding="utf-8")
 ]
@@ -316,12 +316,21 @@ def test_python_commands_of_the_docs_call_what_there_is() -> None:
 
 @pytest.mark.parametrize("words", words_of("make"))
 def test_a_make_command_of_the_docs_has_its_target(words: list[str]) -> None:
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    folder, words = (words[2], words[3:]) if words[1:2] == ["-C"] else ("", words[1:])
+    makefile = (ROOT / folder / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z][a-z-]*):", makefile, flags=re.M))
     variables = set(re.findall(r"^([A-Z]+) :=", makefile, flags=re.M))
-    for word in words[1:]:
+    for word in words:
         name, is_variable, _ = word.partition("=")
         assert name in (variables if is_variable else targets), f"the Makefile has no {name}"
+
+
+@pytest.mark.parametrize("words", words_of("./mednca-run"))
+def test_a_call_of_mednca_run_has_its_options(words: list[str]) -> None:
+    source = (ROOT / "runtime" / "c" / "mednca-run.c").read_text(encoding="utf-8")
+    for word in words[1:]:
+        if word.startswith("-"):
+            assert f'"{word}"' in source, f"mednca-run has no {word}"
 
 
 def test_pages_call_only_programs_that_are_checked_or_known() -> None:
