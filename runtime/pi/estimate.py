@@ -2,10 +2,10 @@
 
     python runtime/pi/estimate.py MODEL.safetensors --width 320 --int16
 
-runs the ARMv6 program under qemu-arm with the plugin arm1176.c, once with one step and once with three, and prints
-the difference for each cell that fires: instructions, core cycles, misses of the first and second data cache, and
-the interval of cycles that follows. docs/explanation/pi-estimate.md has the method. Needs make, cc,
-gcc-arm-linux-gnueabi, qemu-user.
+runs the ARMv6 program under qemu-arm with the plugin arm1176.c, once with one step and once with three, and
+prints the difference for each cell that fires: instructions, core cycles, misses of the first and second data
+cache, and the interval of cycles that follows. docs/explanation/pi-estimate.md has the method. Needs make,
+cc, gcc-arm-linux-gnueabi, qemu-user.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import numpy as np
 from mednca.fire import FireKey, fire_mask
 
 PI, C = Path(__file__).resolve().parent, Path(__file__).resolve().parents[1] / "c"
-#: Core cycles of a miss, from and to: of the first cache, and what a miss of the second adds. No trustworthy figure
-#: for the memory of this machine was found; hence an interval.
+#: Core cycles of a miss, from and to: of the first cache, and what a miss of the second adds. No trustworthy
+#: figure for the memory of this machine was found; hence an interval.
 FIRST, SECOND = (20, 50), (0, 100)
 HERTZ = 700e6
 #: Rows of the grid that is run: enough for several blocks of cells, few enough for seconds.
