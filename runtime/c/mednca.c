@@ -232,8 +232,12 @@ static INLINE int32_t pair(const int16_t *p)
 
 #elif defined(__GNUC__) && defined(__arm__) && __ARM_ARCH == 6 && !defined(__thumb__) && defined(__ARM_FEATURE_SIMD32) && \
     (__ARM_FP & 4) && !defined(MEDNCA_PORTABLE)
+#define WITH_ARMV6
 #define ARMV6
 #include <arm_acle.h>
+#ifdef __linux__
+#include <sys/auxv.h>
+#endif
 
 static INLINE int32_t pair(const int16_t *p)
 {
@@ -267,6 +271,24 @@ static INLINE int32_t pair(const int16_t *p)
 #define DOT(sum, a, b) ((sum) + (a) * *(b))
 #include "kernels.h"
 
+#ifdef WITH_ARMV6
+/* A program for ARMv6 may run on a later machine, which has SMLAD but no short vectors: there these are illegal or, worse,
+ * do a quarter of the work. */
+static const Kernels kernels_simd32 = {
+    .name = "simd32", .lanes = 8, .panel = 4, .pairs = 1, .rows = 12, .fp32 = fp32_portable, .int16 = dense16_armv6,
+    .add = add_portable, .add16 = add16_armv6, .fires = fires_armv6, .forward = forward_portable, .backward = backward_portable,
+};
+
+static int short_vectors(void)
+{
+#ifdef __linux__
+    return !(getauxval(AT_HWCAP) & (1ul << 12 | 1ul << 13 | 1ul << 14)); /* NEON, VFPv3, VFPv3 with 16 registers */
+#else
+    return 1;
+#endif
+}
+#endif
+
 /* All, best first, with whether this machine has them. */
 static const Kernels *available(int32_t index)
 {
@@ -285,9 +307,8 @@ static const Kernels *available(int32_t index)
     found[count++] = &kernels_sse2;
 #elif defined(__GNUC__) && defined(__aarch64__) && !defined(MEDNCA_PORTABLE)
     found[count++] = &kernels_neon;
-#elif defined(__GNUC__) && defined(__arm__) && __ARM_ARCH == 6 && !defined(__thumb__) && defined(__ARM_FEATURE_SIMD32) && \
-    (__ARM_FP & 4) && !defined(MEDNCA_PORTABLE)
-    found[count++] = &kernels_armv6;
+#elif defined(WITH_ARMV6)
+    found[count++] = short_vectors() ? &kernels_armv6 : &kernels_simd32;
 #endif
     found[count++] = &kernels_portable;
     return index >= 0 && index < count ? found[index] : 0;
