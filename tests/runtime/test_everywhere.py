@@ -3,6 +3,7 @@ aarch64 and x86-64, the first two under QEMU; and what the sanitizers say."""
 
 from __future__ import annotations
 
+import gzip
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -101,6 +102,17 @@ def test_the_shipped_rule_has_the_same_int16_states_everywhere(tmp_path: Path, t
     save_model(tmp_path / "shipped.safetensors", load_model("hippocampus"))
     options = ("--int16", "--steps", "2,2")
     assert states(tmp_path, "shipped", target, *options) == states(tmp_path, "shipped", "host", *options)
+
+
+@targets
+def test_packed_scans_and_masks_are_the_same_everywhere(world: Path, target: str) -> None:
+    model = world / "dense.safetensors"
+    if "not built in" in succeeded(model, "--info", target=target):
+        pytest.skip(f"needs zlib for {target}: make -C runtime/c zlib, then build again")
+    (world / "scan.nii.gz").write_bytes(gzip.compress((world / "scan.nii").read_bytes()))
+    out = world / f"packed-{target}.nii.gz"
+    succeeded(model, world / "scan.nii.gz", "-o", out, "--int16", target=target)
+    assert np.array_equal(np.asarray(nibabel.load(out).dataobj), mask(world, "dense", "host", "--int16"))
 
 
 def test_the_emulated_processor_is_that_of_a_raspberry_pi(world: Path) -> None:

@@ -155,6 +155,22 @@ def test_only_the_largest_piece_is_kept_where_the_model_says_so(tmp_path: Path) 
     assert np.array_equal(data(tmp_path / "mask.nii"), data(expected))
 
 
+def test_endings_may_be_in_capitals(world: Path) -> None:
+    (world / "scan.nii.gz").rename(world / "SCAN.NII.GZ")
+    succeeded(world / "model.safetensors", world / "SCAN.NII.GZ", "-o", world / "MASK.NII.GZ")
+    assert (world / "MASK.NII.GZ").read_bytes()[:2] == b"\x1f\x8b"
+
+
+def test_a_model_that_does_not_work_on_a_scan_makes_no_mask(world: Path) -> None:
+    model = tiny_model()
+    large = ModelFile(model.config, {name: weight * 1e18 for name, weight in model.weights.items()}, {})
+    save_model(world / "large.safetensors", large)
+    before = set(world.iterdir())
+    done = run(world / "large.safetensors", world / "scan.nii.gz", "-o", world / "mask.nii.gz")
+    refused(done, "scan.nii.gz: the model's answer is not finite for")
+    assert set(world.iterdir()) == before
+
+
 def test_a_run_folder_names_its_model(world: Path) -> None:
     (world / "run").mkdir()
     (world / "model.safetensors").rename(world / "run" / "model.safetensors")
@@ -187,19 +203,20 @@ def wide_scan(folder: Path) -> tuple[Path, Path]:
     return model, write_nifti(folder / "wide.nii", voxels(0, (400, 400, 40)))
 
 
-def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
-    model, scan = wide_scan(tmp_path)
-    before = set(tmp_path.iterdir())
-    limit = 1 << 20
+@pytest.mark.parametrize(("name", "limit"), [("wide.nii", 1 << 20), ("scan.nii.gz", 100)])
+def test_a_full_disk_is_an_error_and_leaves_nothing(world: Path, name: str, limit: int) -> None:
+    """While the mask is written, and at the end, when the last bytes leave the program."""
+    model, _ = wide_scan(world)
+    before = set(world.iterdir())
     done = subprocess.run(
-        [*command("host"), model, scan, "-o", tmp_path / "mask.nii"],
+        [*command("host"), model, world / name, "-o", world / "mask.nii"],
         capture_output=True,
         text=True,
         check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
     refused(done, "mask.nii: cannot be written")
-    assert set(tmp_path.iterdir()) == before
+    assert set(world.iterdir()) == before
 
 
 def test_a_stop_while_the_mask_is_written_leaves_nothing(tmp_path: Path) -> None:
