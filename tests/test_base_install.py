@@ -157,7 +157,9 @@ def copied(target: Path) -> Path:
         path = target / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, path, ignore=shutil.ignore_patterns("_engine*", "__pycache__"))
+            shutil.copytree(
+                ROOT / name, path, ignore=shutil.ignore_patterns("_engine*", "__pycache__", "build")
+            )
         else:
             shutil.copyfile(ROOT / name, path)
     return target
