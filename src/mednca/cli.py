@@ -41,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     mend."""
     logging.basicConfig(level=logging.WARNING, format="mednca: %(message)s", stream=sys.stderr)
     words = list(sys.argv[1:] if arguments is None else arguments)
-    sys.exit(guarded(lambda: run(words)))
+    training = words[:1] == ["train"]
+    stopped = "a training goes on with --resume" if training else "what was not finished was not written"
+    sys.exit(guarded(lambda: run(words), stopped))
 
 
 def guarded(run: Callable[[], int], stopped: str = "a training goes on with --resume") -> int:
