@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import TRAININGS, TrainingCase
+from benchmarks.gathered import run_gathered
 from mednca import engine
 from mednca.backends import BACKENDS, load
 from mednca.fire import FireKey, fire_mask
@@ -69,6 +70,7 @@ def engines(device: str, compiled: bool) -> dict[str, Run]:
     runs: dict[str, Run] = {"eager": run_eager, "eager, channels-last": run_channels_last}
     if compiled:
         runs["compiled"] = run_compiled
+    runs["gathered"] = run_gathered
     for name in BACKENDS:
         if name != "eager" and (name != "native" or (device == "cpu" and engine.available())):
             runs[name] = load(name)

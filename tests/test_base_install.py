@@ -17,6 +17,7 @@ import pytest
 
 from mednca import engine
 from mednca.commands import COMMANDS
+from mednca.modelfile import load_model
 from tests.small import write_world
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,13 +26,19 @@ PROGRAM = """
 import sys
 
 EXTRAS = {"torch", "scipy", "tensorboard", "matplotlib", "surface_distance", "SimpleITK", "PIL", "tifffile"}
+EXTRAS |= {"onnx", "onnxruntime", "openvino"}
 
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in EXTRAS:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+class WithoutExtras:
+    def __init__(self, finder):
+        self.finder = finder
 
-sys.meta_path.insert(0, Absent())
+    def find_spec(self, name, *rest):
+        return None if name.split(".")[0] in EXTRAS else self.finder.find_spec(name, *rest)
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+sys.meta_path[:] = [WithoutExtras(finder) for finder in sys.meta_path]
 from mednca.cli import main
 main(sys.argv[1:])
 """
@@ -84,6 +91,24 @@ def test_models_are_judged_but_for_the_surfaces_and_that_is_said(world: Path) ->
     assert set(scores) == {"dice", "iou", "volume_ml", "label_volume_ml", "volume_error", "soft_dice"}
 
 
+def test_models_are_exported_and_calibrated(world: Path) -> None:
+    assert "bytes" in base(world, "export", "model.safetensors", "--to", "c", "-o", "model.h")[0]
+    assert (world / "model.h").is_file()
+    base(world, "calibrate", "model.safetensors", "scans", "-o", "calibrated.safetensors", "--quiet")
+    assert load_model(world / "calibrated.safetensors").range is not None
+    if engine.available():
+        words = "predict calibrated.safetensors scan.nii.gz -o mask.nii.gz --engine int16"
+        base(world, *words.split())
+        assert json.loads((world / "mask.json").read_text())["engine"] == "int16"
+
+
+@needs_engine
+def test_the_machine_is_timed(world: Path) -> None:
+    words = "bench model.safetensors --size 16x16 --repeats 1 --threads 1 --quiet --json bench.json"
+    assert "16" in base(world, *words.split())[0]
+    assert json.loads((world / "bench.json").read_text())
+
+
 def test_data_are_made_and_audited(world: Path) -> None:
     base(world, "phantoms", "made", "--count", "2")
     assert "2" in base(world, "doctor", "made")[0]
@@ -98,12 +123,14 @@ def test_data_are_made_and_audited(world: Path) -> None:
         "predict model.safetensors scan.nii.gz -o mask.nii.gz --engine folded",
         "predict model.safetensors scan.nii.gz -o mask.nii.gz --device cuda",
         "evaluate model.safetensors data --engine eager",
+        "export model.safetensors --to onnx -o exported",
     ],
 )
-def test_what_needs_torch_says_so_in_a_line_and_leaves_nothing(words: str, world: Path) -> None:
+def test_what_needs_an_extra_says_so_in_a_line_and_leaves_nothing(words: str, world: Path) -> None:
     before = sorted(world.rglob("*"))
     out, said = base(world, *words.split(), status=2)
-    assert said == "mednca: error: torch is needed and not installed; pip install 'mednca[train]'\n"
+    module, extra = ("onnx", "onnx") if "onnx" in words else ("torch", "train")
+    assert said == f"mednca: error: {module} is needed and not installed; pip install 'mednca[{extra}]'\n"
     assert not out and sorted(world.rglob("*")) == before
 
 
@@ -130,7 +157,9 @@ def copied(target: Path) -> Path:
         path = target / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, path, ignore=shutil.ignore_patterns("_engine*", "__pycache__"))
+            shutil.copytree(
+                ROOT / name, path, ignore=shutil.ignore_patterns("_engine*", "__pycache__", "build")
+            )
         else:
             shutil.copyfile(ROOT / name, path)
     return target
@@ -166,6 +195,9 @@ def test_a_clean_environment_predicts_without_torch(tmp_path: Path) -> None:
     begun = time.perf_counter()
     run(*mednca, "predict", "hippocampus", scan, "-o", "mask.nii.gz")
     masked = time.perf_counter()
+    run(*mednca, "export", "hippocampus", "--to", "c", "-o", "model.h")
+    if engine.available():
+        print(run(*mednca, "bench", "--size", "64x64", "--repeats", "3", "--quiet"))
 
     for package in ("torch", "scipy"):
         gone = subprocess.run(

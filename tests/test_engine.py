@@ -338,8 +338,9 @@ def test_an_error_in_a_thread_is_raised_and_an_interrupt_ends_the_work(together:
 def test_a_prediction_is_stopped_by_ctrl_c(tmp_path: Path) -> None:
     write_nifti(tmp_path / "scan.nii.gz", voxels(shape=(400, 400, 60)))
     program = (
-        "import sys\n"
+        "import signal, sys\n"
         "from mednca import cli, engine\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a runner may have it ignored\n"
         "begun = engine.run_slices\n"
         "def run(*rest):\n"
         "    print('computing', flush=True)\n"

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from mednca.errors import InputError
 from mednca.export import export
-from mednca.fire import FireKey, fire_mask
+from mednca.fire import FireKey, absorb, fire_mask
 from mednca.modelfile import ModelFile, load_model, save_model
 from mednca.predict import Predictor, decide, predict_slices, share_with
 from mednca.rule import weight_shapes
@@ -117,6 +117,15 @@ def test_the_program_draws_the_same_fire_masks(
     rows, columns = np.arange(9)[None, :, None], np.arange(11)[None, None, :]
     expected = fire_mask(FireKey(seed, level), step, np.array([[[item]]]), rows, columns, rate)
     assert np.array_equal(example.fire_mask(key, 9, 11, rate), expected)
+
+
+def test_a_cell_whose_hash_is_at_the_fire_rate_stays(example: ModuleType) -> None:
+    word = 0
+    for value in (1, 0, 2, 3, 4, 5):  # seed, level, step, slice, row, column
+        word = absorb(word, value)
+    at = word >> 8
+    assert not example.fire_mask((1, 0, 2, 3), 6, 6, at / (1 << 24))[0, 4, 5]
+    assert example.fire_mask((1, 0, 2, 3), 6, 6, (at + 1) / (1 << 24))[0, 4, 5]
 
 
 def test_every_file_says_what_it_is(tmp_path: Path) -> None:

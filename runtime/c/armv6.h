@@ -105,7 +105,7 @@ static void KERNEL(multiply)(const Layer *l, int64_t count, const float *const *
     const int width = (int)l->width, deep = (int)l->depth, row = (int)c_row;
     const float *last[4], *start = l->start;
     float c_last[16];
-    enum { SHARE = 2304 }; /* numbers: 9 kB of the 16 */
+    enum { SHARE = 3072 }; /* numbers: 12 kB of the 16 */
     const int share = SHARE / (int)depth < 4 ? 4 : SHARE / (int)depth & ~3;
     for (int left = (int)count, cells; left > 0; left -= cells, a += cells, c += cells * row) {
         cells = left < share ? left : share;
@@ -399,30 +399,43 @@ static int64_t KERNEL(finish)(const Layer *l, int count, const int32_t *sums, in
 static int64_t KERNEL(int16)(const Rule *r, int64_t n, int64_t row, int64_t count, const int16_t *const *cells,
                              int16_t *residuals, int16_t *in, int16_t *act, int32_t *sums);
 
-/* KERNEL(int16), for dense rules. */
+/* KERNEL(int16) for a share of the cells of a dense rule: as many as leave room for weights in the first cache. */
+enum { SHARE_OF_INT16 = 36 };
+
+static int64_t KERNEL(dense_share)(const Rule *r, int own, int row, int count, const int16_t *const *cells, int16_t *residuals,
+                                   int16_t *in, int16_t *act, int32_t *sums)
+{
+    const int wide = own + (int)r->views.width, units = (int)r->out.depth, groups = (count + 2) / 3;
+    const int first = r->rewritten ? (int)r->views.width : 0;
+    const int16_t *all[SHARE_OF_INT16];
+    int64_t bad = 0;
+    for (int i = 0; i < groups * 3; i++)
+        all[i] = cells[i < count ? i : count - 1];
+    for (int i = 0; i < groups; i++)
+        KERNEL(interleave)(all + 3 * i, 0, in + i * wide * 3, own / 4);
+    for (int tap = 0; tap < 3; tap++) {
+        for (int i = 0; i < groups; i++)
+            KERNEL(interleave)(all + 3 * i, ((tap - 1) * row - own) * 2, act + i * own * 9, own * 3 / 4);
+        KERNEL(multiply_trios)(&r->views, groups, act, tap * 3 * own, 3 * own, sums);
+    }
+    bad += KERNEL(finish)(&r->views, count, sums, in + own * 3, 6, wide * 6, 4, first ? act : 0, units * 6);
+    KERNEL(multiply_trios)(&r->hidden, groups, in, 0, wide, sums);
+    bad += KERNEL(finish)(&r->hidden, count, sums, 0, 0, 0, 0, act + first * 3, units * 6);
+    KERNEL(multiply_trios)(&r->out, groups, act, 0, units, sums);
+    return bad + KERNEL(finish)(&r->out, count, sums, residuals, 2, own * 6, own * 2, 0, 0);
+}
+
 static int64_t KERNEL(dense16)(const Rule *r, int64_t n, int64_t row, int64_t count, const int16_t *const *cells,
                                int16_t *residuals, int16_t *in, int16_t *act, int32_t *sums)
 {
     if (r->views.plain)
         return KERNEL(int16)(r, n, row, count, cells, residuals, in, act, sums);
-    const int own = (int)n, wide = own + (int)r->views.width, units = (int)r->out.depth, groups = ((int)count + 2) / 3;
-    const int first = r->rewritten ? (int)r->views.width : 0;
-    const int16_t *all[BLOCK];
     int64_t bad = 0;
-    for (int i = 0; i < groups * 3; i++)
-        all[i] = cells[i < (int)count ? i : (int)count - 1];
-    for (int i = 0; i < groups; i++)
-        KERNEL(interleave)(all + 3 * i, 0, in + i * wide * 3, own / 4);
-    for (int tap = 0; tap < 3; tap++) {
-        for (int i = 0; i < groups; i++)
-            KERNEL(interleave)(all + 3 * i, ((tap - 1) * (int)row - own) * 2, act + i * own * 9, own * 3 / 4);
-        KERNEL(multiply_trios)(&r->views, groups, act, tap * 3 * own, 3 * own, sums);
+    for (int at = 0, share; at < (int)count; at += share) {
+        share = (int)count - at < SHARE_OF_INT16 ? (int)count - at : SHARE_OF_INT16;
+        bad += KERNEL(dense_share)(r, (int)n, (int)row, share, cells + at, residuals + at * (int)n, in, act, sums);
     }
-    bad += KERNEL(finish)(&r->views, (int)count, sums, in + own * 3, 6, wide * 6, 4, first ? act : 0, units * 6);
-    KERNEL(multiply_trios)(&r->hidden, groups, in, 0, wide, sums);
-    bad += KERNEL(finish)(&r->hidden, (int)count, sums, 0, 0, 0, 0, act + first * 3, units * 6);
-    KERNEL(multiply_trios)(&r->out, groups, act, 0, units, sums);
-    return bad + KERNEL(finish)(&r->out, (int)count, sums, residuals, 2, own * 6, own * 2, 0, 0);
+    return bad;
 }
 
 static int64_t KERNEL(add16)(int64_t n, int64_t count, int16_t *const *cells, const int16_t *residuals)

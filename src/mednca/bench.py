@@ -289,7 +289,7 @@ def missing(name: str, model: ModelFile) -> str:
     if name in ("native", "int16") and not engine.available():
         return engine.why_not()
     if name == "int16" and model.range is None:
-        return "the model holds no range of its states"
+        return "the model holds no range of its states; 'mednca calibrate' measures it"
     absent = [module for module in ENGINES[name][1] if importlib.util.find_spec(module) is None]
     return f"{' and '.join(absent)} not installed" if absent else ""
 

@@ -22,7 +22,6 @@ _log = logging.getLogger(__name__)
 #: Name -> module and function. Loaded when asked for.
 BACKENDS: dict[str, tuple[str, str]] = {
     "eager": ("mednca.nca", "run_eager"),
-    "gathered": ("mednca.backends.gathered", "run_gathered"),
     "folded": ("mednca.backends.folded", "run_folded"),
     "native": ("mednca.backends.native", "run_native"),
 }

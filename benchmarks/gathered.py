@@ -1,4 +1,5 @@
-"""The rule as matrix products over the cells that fire, in PyTorch, with its own backward pass.
+"""The rule as matrix products over the cells that fire, in PyTorch, with its own backward pass: the short way
+that the backward pass in C is measured against. It is no engine of the package: bench_training.py tells why.
 
 As in `folded`, the own state, the two perceiving convolutions and the first dense layer are one linear map of
 a cell's neighbourhood. Here the neighbourhoods of the firing cells are gathered into the rows of a matrix, so
