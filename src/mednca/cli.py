@@ -32,6 +32,8 @@ EXTRAS = {
     "tifffile": "formats",
     "onnx": "onnx",
     "onnxruntime": "onnx",
+    "pooch": "data",
+    "requests": "data",
 }
 ABOUT = "Medical image segmentation that runs anywhere: neural cellular automata (Med-NCA)."
 
@@ -41,8 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     mend."""
     logging.basicConfig(level=logging.WARNING, format="mednca: %(message)s", stream=sys.stderr)
     words = list(sys.argv[1:] if arguments is None else arguments)
-    training = words[:1] == ["train"]
-    stopped = "a training goes on with --resume" if training else "what was not finished was not written"
+    stopped = "what was not finished was not written"
+    if words[:1] == ["train"]:
+        stopped = "a training goes on with --resume"
+    if words[:2] == ["data", "get"]:
+        stopped = "the same command goes on with what has arrived"
     sys.exit(guarded(lambda: run(words), stopped))
 
 

@@ -181,8 +181,8 @@ def _judge(
     merged: set[int] = set()
     for case in progress(cases) if progress else cases:
         assert case.label is not None  # _check_cases
-        image = read_case(case.images)
-        label = read_label(case.label)
+        image = read_case(case.images, case.channels)
+        label = read_label(case.label, like=image)
         reference = label.data[0]
         values = _values(reference)
         accepted = values if merge and labels is None else set(named if merge else known)
@@ -216,7 +216,8 @@ def _judge(
             "python": platform.python_version(),
         },
     }
-    return Report(scores, summarise(scores, groups, seed=seed), provenance, groups)
+    sources = {case.id: case.source for case in cases if case.source}
+    return Report(scores, summarise(scores, groups, seed=seed), provenance, groups, sources=sources)
 
 
 def score_case(

@@ -25,7 +25,7 @@ import numpy as np
 from mednca.cases import Case, CaseSet
 from mednca.errors import InputError
 from mednca.files import atomic_write, read_json
-from mednca.formats import suffix
+from mednca.formats import grid, suffix
 from mednca.io import is_image, read_case, read_label, stem, write_mask
 from mednca.volume import Volume, same_affine
 
@@ -214,7 +214,8 @@ def _load(case: Case) -> tuple[Volume, Volume]:
     """Case -> its image and label, on one grid."""
     if case.label is None:
         raise InputError(f"case {case.id}: has no label; nnU-Net's training cases need one")
-    image, label = read_case(case.images), read_label(case.label)
+    image = read_case(case.images, case.channels)
+    label = read_label(case.label, like=image)
     if label.shape != image.shape or not same_affine(label.affine, image.affine):
         raise InputError(f"{case.label}: must have the shape and affine of {case.images[0]}; resample it")
     return image, label
@@ -236,6 +237,8 @@ def _ending(cases: Sequence[Case], channels: int) -> str:
 
 def _one_each(case: Case, channels: int, ending: str) -> bool:
     """Case of so many channels -> True where nnU-Net finds them in its files: one in each, or an RGB PNG."""
+    if case.channels:
+        return False
     return len(case.images) == channels or (ending == ".png" and len(case.images) == 1)
 
 
@@ -267,12 +270,14 @@ def _put_label(
     values = set(np.unique(label.data).tolist()) - {0}
     if not merge and (unknown := sorted(values - set(labels))):
         raise InputError(f"{case.label}: holds the values {unknown}, dataset.json names {labels}; mend it")
+    shape, affine = grid(case.label)
+    as_stored = (*shape, 1)[:3] == label.shape and same_affine(affine, label.affine)
     readable = suffix(case.label) != ".png" or _plain_png(case.label)
-    if values <= set(labels) and suffix(case.label) == suffix(target) and readable:
+    if values <= set(labels) and suffix(case.label) == suffix(target) and as_stored and readable:
         _place(case.label, target, copy)
     else:
         data = (label.data != 0) if merge else label.data
-        write_mask(target, label.with_data(data.astype(np.uint8)), like=case.label)
+        write_mask(target, label.with_data(data.astype(np.uint8)), like=case.images[0])
 
 
 def _place(source: Path, target: Path, copy: bool) -> None:
