@@ -25,6 +25,7 @@ from mednca.nca import MedNCA, Run, Window
 #: logits (B, K, H, W), or one with the interface of `MedNCA`. Loaded when asked for.
 NETWORKS: dict[str, tuple[str, str]] = {
     "unet": ("mednca.baselines.unet", "build"),
+    "smp": ("mednca.baselines.encoders", "build"),
 }
 
 
