@@ -26,8 +26,10 @@ class AugmentConfig:
     """How training images are varied. Probabilities and ranges; 0 switches a part off.
 
     Attributes:
-        flip: In-plane axes (0 rows, 1 columns) that may be mirrored. Rows of an axial or coronal slice run
-            from left to right, where anatomy is nearly symmetric.
+        flip: In-plane axes (0 rows, 1 columns) that may be mirrored, of slices along the main axis. Rows of
+            an axial or coronal slice run from left to right, where anatomy is nearly symmetric. Slices along
+            further axes are mirrored along the same axes of the body; where that is the axis that they are
+            cut along, the order of the neighbouring slices is reversed.
         rotation: Largest angle in degrees.
         scale: Largest relative change of size, common to both axes; 0.2 draws from 1/1.2 to 1.2.
         stretch: Largest relative change of one axis against the other.
@@ -212,6 +214,7 @@ def from_dict(kind: type[T], values: Any, where: str) -> T:
         raise InputError(
             f"{where}: expected a table of settings for {kind.__name__}, got {type(values).__name__}"
         )
+    values = upgraded(values) if (upgraded := getattr(kind, "upgraded", None)) else values
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(values) - set(hints))
     if unknown:

@@ -11,7 +11,6 @@ from mednca.config import AugmentConfig, PredictConfig, RunConfig, TrainConfig
 from mednca.errors import InputError
 from mednca.plan import Fingerprint as Fingerprint
 from mednca.plan import plan
-from mednca.plan import slice_axis as slice_axis
 from mednca.rule import MedNCAConfig
 from mednca.slices import PreprocessConfig, plane_axes
 
@@ -26,12 +25,14 @@ def own_grid(data: Fingerprint) -> RunConfig:
     """The scan's own geometry, neighbouring slices as context, augmentation, and the paper's rule with 16
     steps."""
     volumetric = min(data.shape) > 1
-    axis = slice_axis(data)
-    rows, columns = plane_axes(axis)
+    axes = slice_axes(data)
+    rows, columns = plane_axes(axes[0])
     context = 1 if volumetric else 0
     model = MedNCAConfig(image_channels=data.modalities * (2 * context + 1), steps=(16, 16))
     spacing = (data.spacing[rows], data.spacing[columns]) if volumetric else None
-    preprocess = PreprocessConfig(modalities=data.modalities, axis=axis, context=context, spacing=spacing)
+    if len(axes) > 1:
+        spacing = (sorted(data.spacing)[1],) * 2
+    preprocess = PreprocessConfig(modalities=data.modalities, axes=axes, context=context, spacing=spacing)
     mirror = AugmentConfig(flip=(0,) if rows == 0 else ())  # left and right only: anatomy has no other mirror
     return RunConfig("own_grid", model=model, preprocess=preprocess, augment=mirror)
 
@@ -42,11 +43,12 @@ def quick(data: Fingerprint) -> RunConfig:
     The own grid with the compute-lean rule (depthwise filters, 16 channels for a scan of one modality),
     levels a factor of two apart, from a coarse one of some 24 to 48 cells across, and a short schedule: small
     batches, a higher learning rate, milder augmentation, a shorter running mean of the weights, and three
-    runs with other fire masks averaged.
+    runs with other fire masks averaged. Slices are cut along one axis, for speed.
     """
     config = own_grid(data)
+    preprocess = replace(config.preprocess, axes=config.preprocess.axes[:1])
     images = config.model.image_channels
-    across = min(data.shape[axis] for axis in plane_axes(config.preprocess.axis))
+    across = min(data.shape[axis] for axis in plane_axes(config.preprocess.axes[0]))
     levels = max(1, int(math.log2(across / 24)))
     model = replace(
         config.model,
@@ -78,14 +80,22 @@ def quick(data: Fingerprint) -> RunConfig:
         validation_cases=4,
     )
     predict = replace(config.predict, ensemble=3)
-    return replace(config, recipe="quick", model=model, augment=augment, train=train, predict=predict)
+    return replace(
+        config,
+        recipe="quick",
+        model=model,
+        preprocess=preprocess,
+        augment=augment,
+        train=train,
+        predict=predict,
+    )
 
 
 def paper(data: Fingerprint, size: int, steps: int, batch_size: int, iterations: int) -> RunConfig:
     """The paper's setting as the authors' code has it (shared by the two recipes below)."""
     return RunConfig(
         model=MedNCAConfig(image_channels=data.modalities, steps=(steps, steps)),
-        preprocess=PreprocessConfig(modalities=data.modalities, axis=2, normalise="slice", size=(size, size)),
+        preprocess=PreprocessConfig(modalities=data.modalities, normalise="slice", size=(size, size)),
         augment=AugmentConfig((), *8 * (0.0,)),
         train=TrainConfig(
             iterations=iterations,
