@@ -589,6 +589,7 @@ def bench(
         InputError: If the model or a setting cannot be used.
     """
     model = with_steps(load_model(source), steps)
+    model.require_automaton("the benchmark")
     counts = sorted(set(threads or (1, engine.processors())))
     least = model.config.model.smallest
     if repeats < 1 or counts[0] < 1:

@@ -7,10 +7,10 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
-from mednca.config import AugmentConfig, PredictConfig, RunConfig, TrainConfig
+from mednca.config import AugmentConfig, BaselineConfig, PredictConfig, RunConfig, TrainConfig
 from mednca.errors import InputError
 from mednca.plan import Fingerprint as Fingerprint
-from mednca.plan import plan
+from mednca.plan import plan, slice_axis
 from mednca.rule import MedNCAConfig
 from mednca.slices import PreprocessConfig, plane_axes
 
@@ -25,14 +25,12 @@ def own_grid(data: Fingerprint) -> RunConfig:
     """The scan's own geometry, neighbouring slices as context, augmentation, and the paper's rule with 16
     steps."""
     volumetric = min(data.shape) > 1
-    axes = slice_axes(data)
-    rows, columns = plane_axes(axes[0])
+    axis = slice_axis(data)
+    rows, columns = plane_axes(axis)
     context = 1 if volumetric else 0
     model = MedNCAConfig(image_channels=data.modalities * (2 * context + 1), steps=(16, 16))
     spacing = (data.spacing[rows], data.spacing[columns]) if volumetric else None
-    if len(axes) > 1:
-        spacing = (sorted(data.spacing)[1],) * 2
-    preprocess = PreprocessConfig(modalities=data.modalities, axes=axes, context=context, spacing=spacing)
+    preprocess = PreprocessConfig(modalities=data.modalities, axes=(axis,), context=context, spacing=spacing)
     mirror = AugmentConfig(flip=(0,) if rows == 0 else ())  # left and right only: anatomy has no other mirror
     return RunConfig("own_grid", model=model, preprocess=preprocess, augment=mirror)
 
@@ -46,9 +44,8 @@ def quick(data: Fingerprint) -> RunConfig:
     runs with other fire masks averaged. Slices are cut along one axis, for speed.
     """
     config = own_grid(data)
-    preprocess = replace(config.preprocess, axes=config.preprocess.axes[:1])
     images = config.model.image_channels
-    across = min(data.shape[axis] for axis in plane_axes(config.preprocess.axes[0]))
+    across = min(data.shape[axis] for axis in plane_axes(config.preprocess.axis))
     levels = max(1, int(math.log2(across / 24)))
     model = replace(
         config.model,
@@ -84,7 +81,6 @@ def quick(data: Fingerprint) -> RunConfig:
         config,
         recipe="quick",
         model=model,
-        preprocess=preprocess,
         augment=augment,
         train=train,
         predict=predict,
@@ -128,12 +124,50 @@ def paper_prostate(data: Fingerprint) -> RunConfig:
     return replace(paper(data, 256, 64, 20, 30_000), recipe="paper_prostate")
 
 
+def unet(data: Fingerprint) -> RunConfig:
+    """The classic U-Net with everything that the native recipe gives Med-NCA: its slices with their
+    neighbours, its augmentation, its choice of slices, warm-up, clipping and running mean. 36,951,425 weights
+    for a scan of one modality and one class."""
+    config = native(data)
+    return replace(
+        config,
+        recipe="unet",
+        model=replace(config.model, scales=(1,), steps=(1,)),
+        train=replace(
+            config.train,
+            patch=None,
+            learning_rate=3e-4,
+            coarse_weight=0.0,
+            checkpoint_every=500,  # 1.2 GB each
+            precision="bfloat16",
+        ),
+        baseline=BaselineConfig("unet"),
+    )
+
+
+def unet_plain(data: Fingerprint) -> RunConfig:
+    """The classic U-Net in customary settings: one slice, seen three times as in the paper, no augmentation,
+    all slices equally often, plain Adam."""
+    config = unet(data)
+    return replace(
+        config,
+        recipe="unet_plain",
+        model=replace(config.model, image_channels=data.modalities),
+        preprocess=replace(config.preprocess, context=0),
+        augment=AugmentConfig((), *8 * (0.0,)),
+        train=replace(config.train, foreground=0.0, betas=(0.9, 0.999), clip=0.0, ema=0.0, sentinel=False),
+        baseline=BaselineConfig("unet", copies=3),
+    )
+
+
 #: Name on the command line -> recipe.
 RECIPES: dict[str, Callable[[Fingerprint], RunConfig]] = {
     "native": native,
     "quick": quick,
     "paper_hippocampus": paper_hippocampus,
     "paper_prostate": paper_prostate,
+    "unet": unet,
+    "unet_plain": unet_plain,
 }
 
 

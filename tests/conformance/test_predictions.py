@@ -83,7 +83,7 @@ def reference(
         return found
 
     image = prepare_image(volume, config.preprocess)
-    shares = predict_slices(share, config.model, image, config.preprocess, seed=seed)
+    shares = predict_slices(share, config, image, seed=seed)
     in_grid = restore(shares, volume, config.preprocess)
     told = replace(
         config.predict, ensemble=1, threshold=float(np.quantile(in_grid.sum(axis=0), 1 - share_of_voxels))
