@@ -160,6 +160,11 @@ def unet_plain(data: Fingerprint) -> RunConfig:
     )
 
 
+def on_encoder(name: str, data: Fingerprint) -> RunConfig:
+    """Name smp:ENCODER -> the U-Net of segmentation-models-pytorch on that encoder, trained as `unet`."""
+    return replace(unet(data), recipe=name, baseline=BaselineConfig(name))
+
+
 #: Name on the command line -> recipe.
 RECIPES: dict[str, Callable[[Fingerprint], RunConfig]] = {
     "native": native,
@@ -177,10 +182,11 @@ def recipe(name: str, data: Fingerprint) -> RunConfig:
     Raises:
         InputError: If there is no such recipe, or it does not fit the data.
     """
-    if name not in RECIPES:
-        raise InputError(f"recipe {name!r} is not known; choose one of {', '.join(RECIPES)}")
+    encoder = name.startswith("smp:")
+    if name not in RECIPES and not encoder:
+        raise InputError(f"recipe {name!r} is not known; choose one of {', '.join(RECIPES)}, or smp:ENCODER")
     try:
-        return RECIPES[name](data)
+        return on_encoder(name, data) if encoder else RECIPES[name](data)
     except ValueError as error:
         raise InputError(f"recipe {name!r} does not fit {data.modalities} channel(s): {error}") from error
 
