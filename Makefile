@@ -38,7 +38,7 @@ $(STAMP): pyproject.toml constraints.txt $(ENGINE)
 		echo "$(PYTHON) cannot create an environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@"$(RUN)" -m pip install -qq --disable-pip-version-check -c constraints.txt setuptools
 	@"$(RUN)" -m pip install -qq --disable-pip-version-check -c constraints.txt --no-build-isolation \
-		-e '.[train,formats,onnx,dev]'
+		-e '.[train,formats,data,onnx,dev]'
 	@touch "$(STAMP)"
 
 demo: setup ## train, predict and judge on phantoms, or on real scans with DATA=folder; writes demo/

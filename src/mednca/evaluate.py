@@ -103,7 +103,8 @@ def evaluate(
     merged: set[int] = set()
     for case in progress(cases) if progress else cases:
         assert case.label is not None  # _check_cases
-        label = read_label(case.label)
+        image = read_case(case.images, case.channels)
+        label = read_label(case.label, like=image)
         reference = label.data[0]
         values = _values(reference)
         accepted = values if merge and labels is None else set(named if merge else known)
@@ -116,7 +117,7 @@ def evaluate(
             merged |= values
             (only,) = known
             reference = np.where(reference != 0, only, 0)
-        prediction = predictor.predict(read_case(case.images))
+        prediction = predictor.predict(image)
         _check_grids(case, prediction.mask, label)
         probability = None if prediction.probability is None else prediction.probability.data
         spacing = [float(step) for step in label.spacing]
@@ -137,7 +138,8 @@ def evaluate(
             "python": platform.python_version(),
         },
     }
-    return Report(scores, summarise(scores, groups, seed=seed), provenance, groups)
+    sources = {case.id: case.source for case in cases if case.source}
+    return Report(scores, summarise(scores, groups, seed=seed), provenance, groups, sources=sources)
 
 
 def score_case(

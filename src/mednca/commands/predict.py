@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from mednca.commands.bench import numbers
 from mednca.errors import InputError
 
 
@@ -23,7 +24,8 @@ class Predict:
     Of several scans, one that cannot be segmented does not stop the others: it is told on stderr, and the
     exit status is 2 in the end. Otherwise nothing is written before all places for masks were found free.
 
-    With a model of several channels, name_0000.nii.gz, name_0001.nii.gz, ... are one scan, as in nnU-Net.
+    With a model of several channels, name_0000.nii.gz, name_0001.nii.gz, ... are one scan, as in nnU-Net. A
+    folder with the files of one DICOM series is a scan, too; its mask is NIfTI.
 
     Examples:
         mednca predict hippocampus scan.nii.gz -o mask.nii.gz
@@ -34,9 +36,11 @@ class Predict:
     model: Annotated[Positional[str], arg(metavar="MODEL")]
     """Run folder, .safetensors file or name of a shipped model."""
     inputs: Annotated[Positional[tuple[Path, ...]], arg(metavar="INPUT...", help_behavior_hint="(required)")]
-    """Scans, or folders of scans (NIfTI, MHA, NRRD, PNG, TIFF)."""
+    """Scans, or folders of scans (NIfTI, MHA, NRRD, PNG, TIFF, DICOM)."""
     out: Annotated[Path, arg(aliases=["-o"], metavar="OUT")]
     """Mask to write, for one scan; folder for several."""
+    channels: Annotated[str | None, arg(metavar="N,...", help_behavior_hint="(default: all)")] = None
+    """Channels to use of scans that have more than the model takes, counted from 0."""
     seed: int = 0
     """Names the random stream of the fire masks; the same seed gives the same mask."""
     ensemble: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the model's)")] = None
@@ -72,7 +76,14 @@ class Predict:
             model, self.device, self.seed, self.engine, threads=self.threads, gate=self.gate
         )
         # This refuses what cannot be done, before anything is computed.
-        told = predict_files(predictor, self.inputs, self.out, force=self.force, progress=not self.quiet)
+        told = predict_files(
+            predictor,
+            self.inputs,
+            self.out,
+            channels=numbers("--channels", self.channels) if self.channels is not None else (),
+            force=self.force,
+            progress=not self.quiet,
+        )
         general = model_warnings(model)
         for warning in general:
             print(f"mednca: warning: {self.model}: {warning}", file=sys.stderr)
