@@ -162,12 +162,36 @@ def unet_plain(data: Fingerprint) -> RunConfig:
     )
 
 
+def backbone(data: Fingerprint) -> RunConfig:
+    """The paper's single rule: one level on slices stretched to 64 x 64, 64 steps, with the trainer of the
+    native recipe. 35,008 weights for a scan of one modality."""
+    config = native(data)
+    return replace(
+        config,
+        recipe="backbone",
+        model=MedNCAConfig(data.modalities, scales=(1,), steps=(64,)),
+        preprocess=PreprocessConfig(data.modalities, axis=2, normalise="slice", size=(64, 64)),
+        augment=replace(config.augment, flip=(0,)),
+        train=replace(config.train, patch=None, coarse_weight=0.0),
+    )
+
+
+def seg_nca(data: Fingerprint) -> RunConfig:
+    """Seg. NCA in our reading (`mednca.baselines.seg_nca`) on the slices of the backbone, as long. 39,474
+    weights."""
+    config = backbone(data)
+    model = replace(config.model, hidden=306, perception="depthwise")
+    return replace(config, recipe="seg_nca", model=model, baseline=BaselineConfig("seg_nca"))
+
+
 #: Name on the command line -> recipe.
 RECIPES: dict[str, Callable[[Fingerprint], RunConfig]] = {
     "native": native,
     "quick": quick,
     "paper_hippocampus": paper_hippocampus,
     "paper_prostate": paper_prostate,
+    "backbone": backbone,
+    "seg_nca": seg_nca,
     "unet": unet,
     "unet_plain": unet_plain,
 }
