@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MODELS = {
     "one channel": tiny_model(card={"licence": "a licence", "attribution": "the makers"}),
     "neighbours": tiny_model(context=1),
-    "two classes, two channels": tiny_model(classes=2, modalities=2, axis=1),
+    "two classes, two channels": tiny_model(classes=2, modalities=2, axes=(1,)),
     "scaled by slice": tiny_model(context=2, size=(19, 22), normalise="slice"),
 }
 

@@ -20,7 +20,15 @@ import mednca.modelfile as modelfile
 from mednca.config import BaselineConfig, RunConfig, TrainConfig, to_dict
 from mednca.errors import InputError
 from mednca.files import atomic_write
-from mednca.modelfile import ModelFile, find_model, load_model, save_model, to_bytes
+from mednca.modelfile import (
+    SHIPPED,
+    ModelFile,
+    find_model,
+    load_model,
+    save_model,
+    shipped_models,
+    to_bytes,
+)
 from mednca.nca import MedNCA
 from mednca.recipes import Fingerprint, recipe
 from mednca.rule import MedNCAConfig
@@ -83,6 +91,23 @@ def test_the_hash_names_configuration_and_weights(tmp_path: Path) -> None:
     paper = recipe("paper_hippocampus", Fingerprint(1, (1.0, 1.0, 1.0), (35, 51, 36), {1: "x"}))
     whole = ModelFile(paper, MedNCA(paper.model).weights())  # whole numbers where floats belong
     assert load_model(save_model(tmp_path / "paper.safetensors", whole)).hash == whole.hash
+
+
+def test_a_model_of_one_axis_is_stored_as_before_there_were_several(tmp_path: Path) -> None:
+    """Older programs read it, and its hash is that of its stored configuration."""
+    model = model_file()
+    path = save_model(tmp_path / "a.safetensors", model)
+    with safetensors.safe_open(str(path), "np") as file:
+        config = json.loads(file.metadata()["mednca"])["config"]
+    assert config["preprocess"]["axis"] == 2 and "axes" not in config["preprocess"]
+    several = replace(model.config, preprocess=replace(model.config.preprocess, axes=(2, 0, 1)))
+    back = load_model(save_model(tmp_path / "b.safetensors", replace(model, config=several)))
+    assert back.config == several and back.hash != model.hash
+
+
+@pytest.mark.parametrize("name", shipped_models())
+def test_shipped_models_keep_the_hash_of_their_card(name: str) -> None:
+    assert f"`{load_model(name).hash}`" in (SHIPPED / f"{name}.md").read_text()
 
 
 def test_building_and_loading_leave_torchs_generator_alone(tmp_path: Path) -> None:

@@ -41,7 +41,8 @@ def measure_range(
 
     Args:
         model: The model; a range that it has is not looked at.
-        images: Prepared scans (S, M, H, W), as `mednca.slices.prepare_image` makes them.
+        images: Prepared scans (S, M, H, W), as `mednca.slices.prepare_image` makes them, along each axis of
+            the model.
         seed: Draws the slices and names the fire masks.
         pixels: About how many pixels to look at; at least one slice is.
         progress: Called with pixels done and pixels in all.

@@ -91,7 +91,7 @@ def _baseline(network: BaselineConfig) -> str:
 
 def _input(model: ModelFile) -> str:
     config = model.config.preprocess
-    parts = [f"{config.modalities} channel(s)", f"{AXES[config.axis]} slices"]
+    parts = [f"{config.modalities} channel(s)", f"{', '.join(AXES[axis] for axis in config.axes)} slices"]
     if config.context:
         parts.append(f"each with {config.context} neighbour(s) on both sides")
     if config.size:

@@ -59,7 +59,7 @@ class ModelFile:
     def hash(self) -> str:
         """First 16 hexadecimal digits of the SHA-256 of configuration and weights: names the model in
         reports."""
-        digest = hashlib.sha256(json.dumps(to_dict(self.config, complete=False), sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(stored(self.config), sort_keys=True).encode())
         for name in sorted(self.weights):
             digest.update(name.encode())
             digest.update(self.weights[name].tobytes())
@@ -99,13 +99,24 @@ def to_bytes(model: ModelFile) -> bytes:
     Raises:
         ValueError: If the range does not fit the model.
     """
-    header: dict[str, Any] = {"format": FORMAT, "version": VERSION}
-    header["config"] = to_dict(model.config, complete=False)
+    header: dict[str, Any] = {"format": FORMAT, "version": VERSION, "config": stored(model.config)}
     header["card"] = _without_nan(model.card)
     if model.range is not None:
         header["range"] = check_range(model.range, model.config.model)
     weights = {name: np.ascontiguousarray(array, np.float32) for name, array in model.weights.items()}
     return safetensors.numpy.save(weights, {"mednca": json.dumps(header, sort_keys=True, allow_nan=False)})
+
+
+def stored(config: RunConfig) -> dict[str, Any]:
+    """Configuration -> as model files hold it and as the hash is taken of it.
+
+    Later settings that hold their default are left out. One axis is stored as `axis`, as it was before a
+    model could have several: such a model keeps its hash, and older programs read it.
+    """
+    values = to_dict(config, complete=False)
+    if len(config.preprocess.axes) == 1:
+        values["preprocess"]["axis"] = values["preprocess"].pop("axes")[0]
+    return values
 
 
 def check_range(value: Any, config: MedNCAConfig) -> dict[str, Any]:

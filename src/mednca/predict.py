@@ -25,7 +25,7 @@ from mednca.card import model_warnings
 from mednca.config import BaselineConfig, RunConfig
 from mednca.errors import InputError
 from mednca.modelfile import ModelFile, to_bytes
-from mednca.slices import pad_to, prepare_image, restore, with_context
+from mednca.slices import PreprocessConfig, pad_to, prepare_image, restore, with_context
 from mednca.volume import Volume
 
 if TYPE_CHECKING:
@@ -100,7 +100,15 @@ class Predictor:
         self._hash = self.file.hash
         if self.engine in IN_C:
             self.threads = self.threads or engine.processors()
-            self._model = open_in_c(self.file, self.engine, seed=self.seed, gate=self.gate)
+            self._models = [
+                open_in_c(
+                    replace(self.file, config=replace(self.file.config, preprocess=view)),
+                    self.engine,
+                    seed=self.seed,
+                    gate=self.gate,
+                )
+                for view in self.file.config.preprocess.views
+            ]
         else:
             self._share = share_with(self.file, self.engine, self.device)
 
@@ -139,7 +147,7 @@ class Predictor:
             "seed": self.seed,
             "device": self.device,
             "engine": self.engine,
-            "instructions": self._model.facts.instructions.decode() if in_c else None,
+            "instructions": self._models[0].facts.instructions.decode() if in_c else None,
             "threads": self.threads,
             "gate": self.gate,
             "ensemble": config.predict.ensemble,
@@ -162,38 +170,53 @@ class Predictor:
         """Scan -> mask, probabilities if wanted, and counts, all in C and in the grid of the scan."""
         assert self.threads is not None
         mask = np.zeros((1, *volume.shape), np.uint8)
-        classes = self.file.config.model.classes if self.probability else 0
+        config, views = self.file.config, len(self._models)
+        classes = config.model.classes if self.probability or views > 1 else 0
         probability = np.zeros((classes, *volume.shape), np.float32)
+        average = probability if views == 1 else np.zeros_like(probability)
         spacing = np.empty(3)
         spacing[io_orientation(volume.affine)[:, 0].astype(int)] = volume.spacing
-        counts = self._model.segment(
-            along_body(readable(volume.data), volume),
-            along_body(mask, volume)[0],
-            along_body(probability, volume) if classes else None,
-            spacing=spacing.tolist(),
-            threads=self.threads,
-            progress=progress,
-        )
+        parts = []
+        for model, tell in zip(self._models, steps_of(progress, volume, config.preprocess), strict=True):
+            part = model.segment(
+                along_body(readable(volume.data), volume),
+                along_body(mask, volume)[0],
+                along_body(probability, volume) if classes else None,
+                spacing=spacing.tolist(),
+                threads=self.threads,
+                progress=tell,
+            )
+            parts.append(part)
+            if views > 1:
+                average += probability / np.float32(views)
+        if views > 1:
+            mask[0] = decide(average, config.predict.threshold, config.values)
+        counts = engine.Counts.total(parts)
         self.saturated += counts.saturated
         computed = round(counts.cells / max(1, counts.all), 4)
         told = {"computed": computed, "saturated": counts.saturated, "not_finite": counts.broken}
-        return mask[0], probability, told
+        return mask[0], average, told
 
     def _in_slices(self, volume: Volume, progress: Progress | None) -> Found:
         """The same, by whatever computes slices."""
         config = self.file.config
-        shares = predict_slices(
-            self._share,
-            config,
-            prepare_image(volume, config.preprocess),
-            seed=self.seed,
-            ensemble=config.predict.ensemble,
-            progress=progress,
-        )
-        in_grid = restore(shares, volume, config.preprocess)
-        mask = decide(in_grid, config.predict.threshold, config.values)
-        not_finite = int((~np.isfinite(shares)).sum())
-        return mask, in_grid, {"computed": None, "saturated": None, "not_finite": not_finite}
+        views = config.preprocess.views
+        average = np.zeros((config.model.classes, *volume.shape), np.float32)
+        not_finite = 0
+        tell = steps_of(progress, volume, config.preprocess)
+        for number, view in enumerate(views):
+            shares = predict_slices(
+                self._share,
+                replace(config, preprocess=view),
+                prepare_image(volume, view),
+                seed=self.seed,
+                ensemble=config.predict.ensemble,
+                progress=tell[number],
+            )
+            not_finite += int((~np.isfinite(shares)).sum())
+            average += restore(shares, volume, view) / np.float32(len(views))
+        mask = decide(average, config.predict.threshold, config.values)
+        return mask, average, {"computed": None, "saturated": None, "not_finite": not_finite}
 
 
 def with_ensemble(model: ModelFile, members: int | None) -> ModelFile:
@@ -350,6 +373,18 @@ def decide(probability: Array, threshold: float, values: tuple[int, ...]) -> NDA
     where the foreground as a whole exceeds the threshold, else 0."""
     foreground = probability.sum(axis=0) > threshold
     return np.where(foreground, np.array(values, np.uint8)[probability.argmax(axis=0)], 0).astype(np.uint8)
+
+
+def steps_of(progress: Progress | None, volume: Volume, config: PreprocessConfig) -> list[Progress | None]:
+    """What to call with slices done and slices in all -> what each view of the scan calls with its own."""
+    shape = volume.canonical().shape
+    lengths = [shape[axis] for axis in config.axes]
+
+    def told(view: int) -> Progress | None:
+        before, total = sum(lengths[:view]), sum(lengths)
+        return None if progress is None else lambda done, _: progress(before + done, total)
+
+    return [told(view) for view in range(len(lengths))]
 
 
 # ---- Arrays ----

@@ -5,54 +5,45 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from mednca.config import AugmentConfig, BaselineConfig, PredictConfig, RunConfig, TrainConfig
 from mednca.errors import InputError
+from mednca.plan import Fingerprint as Fingerprint
+from mednca.plan import plan, slice_axis
 from mednca.rule import MedNCAConfig
 from mednca.slices import PreprocessConfig, plane_axes
 
 
-@dataclass(frozen=True)
-class Fingerprint:
-    """What a recipe must know of the data.
-
-    Attributes:
-        modalities: Channels of a scan.
-        spacing: Median spacing in mm along the RAS+ axes.
-        shape: Median number of voxels along the RAS+ axes.
-        labels: Value in the label files -> name of each foreground label.
-    """
-
-    modalities: int
-    spacing: tuple[float, float, float]
-    shape: tuple[int, int, int]
-    labels: dict[int, str]
-
-
 def native(data: Fingerprint) -> RunConfig:
-    """Ours and the default: the scan's own geometry, neighbouring slices as context, augmentation, what makes
-    training reliable. 70,016 parameters, as the paper's model."""
+    """Ours and the default: what the planner chooses with the budget "best". At most 70,016 parameters, as
+    the paper's model."""
+    return plan(data).config
+
+
+def own_grid(data: Fingerprint) -> RunConfig:
+    """The scan's own geometry, neighbouring slices as context, augmentation, and the paper's rule with 16
+    steps."""
     volumetric = min(data.shape) > 1
     axis = slice_axis(data)
     rows, columns = plane_axes(axis)
     context = 1 if volumetric else 0
     model = MedNCAConfig(image_channels=data.modalities * (2 * context + 1), steps=(16, 16))
     spacing = (data.spacing[rows], data.spacing[columns]) if volumetric else None
-    preprocess = PreprocessConfig(modalities=data.modalities, axis=axis, context=context, spacing=spacing)
+    preprocess = PreprocessConfig(modalities=data.modalities, axes=(axis,), context=context, spacing=spacing)
     mirror = AugmentConfig(flip=(0,) if rows == 0 else ())  # left and right only: anatomy has no other mirror
-    return RunConfig("native", model=model, preprocess=preprocess, augment=mirror)
+    return RunConfig("own_grid", model=model, preprocess=preprocess, augment=mirror)
 
 
 def quick(data: Fingerprint) -> RunConfig:
     """For a first look, as `make demo`: a model that learns in two minutes on one CPU core.
 
-    The native recipe with the compute-lean rule (depthwise filters, 16 channels for a scan of one modality),
+    The own grid with the compute-lean rule (depthwise filters, 16 channels for a scan of one modality),
     levels a factor of two apart, from a coarse one of some 24 to 48 cells across, and a short schedule: small
     batches, a higher learning rate, milder augmentation, a shorter running mean of the weights, and three
-    runs with other fire masks averaged.
+    runs with other fire masks averaged. Slices are cut along one axis, for speed.
     """
-    config = native(data)
+    config = own_grid(data)
     images = config.model.image_channels
     across = min(data.shape[axis] for axis in plane_axes(config.preprocess.axis))
     levels = max(1, int(math.log2(across / 24)))
@@ -86,14 +77,21 @@ def quick(data: Fingerprint) -> RunConfig:
         validation_cases=4,
     )
     predict = replace(config.predict, ensemble=3)
-    return replace(config, recipe="quick", model=model, augment=augment, train=train, predict=predict)
+    return replace(
+        config,
+        recipe="quick",
+        model=model,
+        augment=augment,
+        train=train,
+        predict=predict,
+    )
 
 
 def paper(data: Fingerprint, size: int, steps: int, batch_size: int, iterations: int) -> RunConfig:
     """The paper's setting as the authors' code has it (shared by the two recipes below)."""
     return RunConfig(
         model=MedNCAConfig(image_channels=data.modalities, steps=(steps, steps)),
-        preprocess=PreprocessConfig(modalities=data.modalities, axis=2, normalise="slice", size=(size, size)),
+        preprocess=PreprocessConfig(modalities=data.modalities, normalise="slice", size=(size, size)),
         augment=AugmentConfig((), *8 * (0.0,)),
         train=TrainConfig(
             iterations=iterations,
@@ -142,20 +140,22 @@ def unet(data: Fingerprint) -> RunConfig:
             coarse_weight=0.0,
             checkpoint_every=500,  # 1.2 GB each
             precision="bfloat16",
+            step_range=(1.0, 1.0),
         ),
+        predict=replace(config.predict, ensemble=1),  # it draws nothing: every run is the same
         baseline=BaselineConfig("unet"),
     )
 
 
 def unet_plain(data: Fingerprint) -> RunConfig:
-    """The classic U-Net in customary settings: one slice, seen three times as in the paper, no augmentation,
-    all slices equally often, plain Adam."""
+    """The classic U-Net in customary settings: slices along one axis, each seen three times as in the paper,
+    no augmentation, all slices equally often, plain Adam."""
     config = unet(data)
     return replace(
         config,
         recipe="unet_plain",
         model=replace(config.model, image_channels=data.modalities),
-        preprocess=replace(config.preprocess, context=0),
+        preprocess=replace(config.preprocess, axes=config.preprocess.axes[:1], context=0),
         augment=AugmentConfig((), *8 * (0.0,)),
         train=replace(config.train, foreground=0.0, betas=(0.9, 0.999), clip=0.0, ema=0.0, sentinel=False),
         baseline=BaselineConfig("unet", copies=3),
@@ -163,16 +163,17 @@ def unet_plain(data: Fingerprint) -> RunConfig:
 
 
 def backbone(data: Fingerprint) -> RunConfig:
-    """The paper's single rule: one level on slices stretched to 64 x 64, 64 steps, with the trainer of the
-    native recipe. 35,008 weights for a scan of one modality."""
-    config = native(data)
+    """The paper's single rule: one level on slices stretched to 64 x 64, 64 steps. Its learning rate too is the
+    paper's; augmentation and all that makes training reliable are ours. 35,008 weights for a scan of one
+    modality."""
+    config = own_grid(data)
     return replace(
         config,
         recipe="backbone",
         model=MedNCAConfig(data.modalities, scales=(1,), steps=(64,)),
-        preprocess=PreprocessConfig(data.modalities, axis=2, normalise="slice", size=(64, 64)),
+        preprocess=PreprocessConfig(data.modalities, normalise="slice", size=(64, 64)),
         augment=replace(config.augment, flip=(0,)),
-        train=replace(config.train, patch=None, coarse_weight=0.0),
+        train=replace(config.train, patch=None, learning_rate=1.6e-3, coarse_weight=0.0),
     )
 
 
@@ -227,13 +228,3 @@ def with_classes(config: RunConfig, labels: dict[int, str]) -> RunConfig:
         return replace(config, labels=names, values=values, merge=False, model=model, augment=augment)
     except ValueError as error:
         raise InputError(f"labels {', '.join(names)}: cannot have a class each: {error}") from error
-
-
-def slice_axis(data: Fingerprint) -> int:
-    """The axis to cut along: the coarsest one where it is clearly coarser, else axial; the flat one in 2D."""
-    for axis in range(3):
-        if data.shape[axis] == 1:
-            return axis
-    largest = max(range(3), key=lambda a: data.spacing[a])
-    others = [s for a, s in enumerate(data.spacing) if a != largest]
-    return largest if data.spacing[largest] > 1.5 * max(others) else 2

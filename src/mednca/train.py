@@ -27,7 +27,7 @@ from mednca.calibrate import measure_range
 from mednca.cases import CaseSet, split_folds
 from mednca.checkpoint import RunFolder, TrainState
 from mednca.config import RunConfig, to_dict
-from mednca.dataset import LabelledScan, fingerprint, load_scans, scan_ranges, training_case
+from mednca.dataset import LabelledScan, fingerprint, load_scans, scan_ranges, training_cases
 from mednca.errors import InputError
 from mednca.evaluate import evaluate
 from mednca.figures import curves
@@ -246,7 +246,7 @@ def finish(
         "training_cases": split["training"],
         "fingerprint": scan_ranges(training),
     }
-    prepared = [training_case(scan, config) for scan in training]
+    prepared = [case for scan in training for case in training_cases(scan, config)]
     held_out = [by_id[name] for name in split["validation"]]
     model = fit(run, config, prepared, held_out, card, device=device, engine=engine, progress=progress)
     curves(run.path / "curve.png", run.metrics)
