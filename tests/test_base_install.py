@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import venv
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -17,7 +18,8 @@ import pytest
 
 from mednca import engine
 from mednca.commands import COMMANDS
-from mednca.modelfile import load_model
+from mednca.config import BaselineConfig
+from mednca.modelfile import ModelFile, load_model, save_model
 from tests.small import write_world
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,6 +71,22 @@ def test_every_command_explains_itself(world: Path) -> None:
 def test_what_a_model_is_can_be_told(world: Path) -> None:
     assert "70,016" in base(world, "info", "hippocampus")[0]
     assert json.loads(base(world, "info", "hippocampus", "--json")[0])["hash"]
+
+
+def test_a_baseline_is_told_of_and_what_it_needs_to_predict(world: Path) -> None:
+    automaton = load_model(world / "model.safetensors").config
+    one_level = replace(automaton.model, scales=(1,), steps=(1,))
+    config = replace(automaton, model=one_level, baseline=BaselineConfig("unet"))
+    file = ModelFile(config, {"network.head.bias": np.zeros(1, np.float32)})
+    save_model(world / "unet.safetensors", file)
+    told = base(world, "info", "unet.safetensors")[0]
+    assert "the baseline 'unet'" in told and "predicts with the extra train only" in " ".join(told.split())
+    said = base(world, "predict", "unet.safetensors", "scan.nii.gz", "-o", "mask.nii.gz", status=2)[1]
+    assert said == "mednca: error: torch is needed and not installed; pip install 'mednca[train]'\n"
+    for words in ("bench", "export --to c -o m.h", "calibrate scan.nii.gz -o m.safetensors"):
+        name, *rest = words.split()
+        said = base(world, name, "unet.safetensors", *rest, status=2)[1]
+        assert "takes cellular automata; the model" in said and "is the baseline 'unet'" in said
 
 
 @pytest.mark.parametrize("name", [pytest.param("native", marks=needs_engine), "numpy", "auto"])
