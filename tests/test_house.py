@@ -33,8 +33,9 @@ LIGHT = [
     *("dicom", "join", "download"),
     *("metrics", "evaluate", "report"),
     *("export", "bench", "calibrate"),
-    *("rule", "config", "recipes", "modelfile", "card", "cli"),
+    *("rule", "config", "recipes", "modelfile", "card", "cli", "nnunet"),
     *("commands", "commands.predict", "commands.models", "commands.data", "commands.train", "commands.bench"),
+    *("commands.nnunet",),
     *("backends", "backends.numpy", "engine", "predict", "segment"),
 ]
 #: Modules that talk to a person; the others log.

@@ -110,8 +110,8 @@ def overview() -> str:
     lines = ["usage: mednca COMMAND ...", "", ABOUT, "", "Commands:"]
     for name, kind in COMMANDS.items():
         first = " ".join(inspect.cleandoc(kind.__doc__ or "").split("\n\n")[0].split())
-        indent = " " * 19
-        lines.append(textwrap.fill(first, 96, initial_indent=f"  {name:17}", subsequent_indent=indent))
+        indent = " " * 21
+        lines.append(textwrap.fill(first, 96, initial_indent=f"  {name:19}", subsequent_indent=indent))
     lines += ["", "Example:", "  mednca predict hippocampus scan.nii.gz -o mask.nii.gz", ""]
     lines.append("'mednca COMMAND --help' tells its options; 'mednca --version' the version.")
     return "\n".join(lines)

@@ -11,6 +11,7 @@ from typing import Any
 from mednca.commands.bench import Bench
 from mednca.commands.data import Doctor, Get, Join, Phantoms
 from mednca.commands.models import Calibrate, Export, ImportOfficial, Info
+from mednca.commands.nnunet import ExportNnunet
 from mednca.commands.predict import Evaluate, Predict
 from mednca.commands.train import Train
 
@@ -27,5 +28,6 @@ COMMANDS: dict[str, type[Any]] = {
     "phantoms": Phantoms,
     "data get": Get,
     "data join": Join,
+    "data export-nnunet": ExportNnunet,
     "import-official": ImportOfficial,
 }
