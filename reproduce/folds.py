@@ -3,10 +3,9 @@
     python reproduce/folds.py DATA_ROOT            write reproduce/folds/*.json (ids only)
     python reproduce/folds.py DATA_ROOT --check    compare them with what the data give now
 
-DATA_ROOT holds the folders of the data sets. The folds by person are those of `mednca train --folds 5` with the
-same `--group` and seed 0. "By volume" is the customary way, where the two volumes of one person may lie on both
-sides; "authors" is the split that the authors' published checkpoint was most likely trained on.
-"""
+DATA_ROOT holds the folders of the data sets. The folds by person are those of `mednca train --folds 5` with
+the same `--group` and seed 0. "By volume" is the customary way, where the two volumes of one person may lie
+on both sides; "authors" is the split that the authors' published checkpoint was most likely trained on."""
 
 from __future__ import annotations
 
@@ -104,7 +103,7 @@ class Folds:
         if missing := [case for case in self.persons if case not in by_id]:
             raise InputError(
                 f"{found.root}: the stored split {self.split.name} has {len(self.persons)} cases, "
-                f"{len(missing)} of them are not here, as {missing[0]}; get them, or store a split of your own"
+                f"{len(missing)} of them are not here, as {missing[0]}; get them, or store another split"
             )
         if extra := sorted(by_id.keys() - self.persons.keys()):
             _log.warning(
@@ -129,19 +128,23 @@ def draw(split: Split, root: Path) -> Folds:
     return Folds(split, {f"fold_{i}": tuple(ids) for i, ids in enumerate(drawn)}, (), persons)
 
 
-def load(name: str, folder: Path = FOLDER) -> Folds:
+def load(name: str) -> Folds:
     """Name of a split -> its stored folds.
 
     Raises:
         InputError: If there are none, or the file is not one of this version.
     """
     split = {split.name: split for split in SPLITS}.get(name)
-    path = folder / f"{name}.json"
+    path = FOLDER / f"{name}.json"
     if split is None or not path.is_file():
-        raise InputError(f"{path}: there is no such split; expected one of {', '.join(s.name for s in SPLITS)}")
+        raise InputError(
+            f"{path}: there is no such split; expected one of {', '.join(s.name for s in SPLITS)}"
+        )
     content = read_json(path)
     if (content.get("format"), content.get("version")) != (FORMAT, VERSION):
-        raise InputError(f"{path}: expected {FORMAT} version {VERSION}; write it again with reproduce/folds.py")
+        raise InputError(
+            f"{path}: expected {FORMAT} version {VERSION}; write it again with reproduce/folds.py"
+        )
     held_out = {fold: tuple(ids) for fold, ids in content["held_out"].items()}
     return Folds(split, held_out, tuple(content["left_out"]), content["persons"])
 
