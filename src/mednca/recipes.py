@@ -5,34 +5,26 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from mednca.config import AugmentConfig, PredictConfig, RunConfig, TrainConfig
 from mednca.errors import InputError
+from mednca.plan import Fingerprint as Fingerprint
+from mednca.plan import plan
+from mednca.plan import slice_axis as slice_axis
 from mednca.rule import MedNCAConfig
 from mednca.slices import PreprocessConfig, plane_axes
 
 
-@dataclass(frozen=True)
-class Fingerprint:
-    """What a recipe must know of the data.
-
-    Attributes:
-        modalities: Channels of a scan.
-        spacing: Median spacing in mm along the RAS+ axes.
-        shape: Median number of voxels along the RAS+ axes.
-        labels: Value in the label files -> name of each foreground label.
-    """
-
-    modalities: int
-    spacing: tuple[float, float, float]
-    shape: tuple[int, int, int]
-    labels: dict[int, str]
-
-
 def native(data: Fingerprint) -> RunConfig:
-    """Ours and the default: the scan's own geometry, neighbouring slices as context, augmentation, what makes
-    training reliable. 70,016 parameters, as the paper's model."""
+    """Ours and the default: what the planner chooses with the budget "best". At most 70,016 parameters, as
+    the paper's model."""
+    return plan(data).config
+
+
+def own_grid(data: Fingerprint) -> RunConfig:
+    """The scan's own geometry, neighbouring slices as context, augmentation, and the paper's rule with 16
+    steps."""
     volumetric = min(data.shape) > 1
     axis = slice_axis(data)
     rows, columns = plane_axes(axis)
@@ -41,18 +33,18 @@ def native(data: Fingerprint) -> RunConfig:
     spacing = (data.spacing[rows], data.spacing[columns]) if volumetric else None
     preprocess = PreprocessConfig(modalities=data.modalities, axis=axis, context=context, spacing=spacing)
     mirror = AugmentConfig(flip=(0,) if rows == 0 else ())  # left and right only: anatomy has no other mirror
-    return RunConfig("native", model=model, preprocess=preprocess, augment=mirror)
+    return RunConfig("own_grid", model=model, preprocess=preprocess, augment=mirror)
 
 
 def quick(data: Fingerprint) -> RunConfig:
     """For a first look, as `make demo`: a model that learns in two minutes on one CPU core.
 
-    The native recipe with the compute-lean rule (depthwise filters, 16 channels for a scan of one modality),
+    The own grid with the compute-lean rule (depthwise filters, 16 channels for a scan of one modality),
     levels a factor of two apart, from a coarse one of some 24 to 48 cells across, and a short schedule: small
     batches, a higher learning rate, milder augmentation, a shorter running mean of the weights, and three
     runs with other fire masks averaged.
     """
-    config = native(data)
+    config = own_grid(data)
     images = config.model.image_channels
     across = min(data.shape[axis] for axis in plane_axes(config.preprocess.axis))
     levels = max(1, int(math.log2(across / 24)))
@@ -165,13 +157,3 @@ def with_classes(config: RunConfig, labels: dict[int, str]) -> RunConfig:
         return replace(config, labels=names, values=values, merge=False, model=model, augment=augment)
     except ValueError as error:
         raise InputError(f"labels {', '.join(names)}: cannot have a class each: {error}") from error
-
-
-def slice_axis(data: Fingerprint) -> int:
-    """The axis to cut along: the coarsest one where it is clearly coarser, else axial; the flat one in 2D."""
-    for axis in range(3):
-        if data.shape[axis] == 1:
-            return axis
-    largest = max(range(3), key=lambda a: data.spacing[a])
-    others = [s for a, s in enumerate(data.spacing) if a != largest]
-    return largest if data.spacing[largest] > 1.5 * max(others) else 2
