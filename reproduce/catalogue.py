@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-#: Recipes of our own models that stand in the tables.
-BEST, LEAN, PLANNED = "best", "lean", "planned"
+#: Our own models: what the planner chooses for a budget. The first is the default recipe.
+BEST, LEAN = "native", "plan:pi"
 SEEDS = (0, 1, 2)
 
 
@@ -23,7 +23,7 @@ class Experiment:
         name: Of its result and of its folder of runs.
         row: The row of the table, or the point of the figure.
         split: Name of a stored split.
-        recipe: Name of a recipe.
+        recipe: Name of a recipe, or "plan:BUDGET".
         changes: Settings that replace the recipe's, one level of nesting.
         separate: Whether each label is a class of its own.
         seeds: Of the trainings.
@@ -118,8 +118,8 @@ ORGANS = {"prostate": "prostate", "fetal_head": "fetal_head", "lungs": "lungs", 
 ORGAN_SETS: tuple[Experiment, ...] = tuple(
     Experiment(f"{organ}_{name}", row, split, recipe, separate=organ == "lungs")
     for organ, split in ORGANS.items()
-    for name, row, recipe in (("planned", "ours, planned", PLANNED), ("unet", "U-Net, our training", "unet"))
-    if (organ, name) != ("prostate", "unet")  # it stands in Table 1
+    for name, row, recipe in (("best", "ours, best", BEST), ("unet", "U-Net, our training", "unet"))
+    if organ != "prostate"  # it stands in Table 1
 )
 
 EVERYTHING = (*TABLE1, *FIG3, *ORGAN_SETS)
@@ -129,7 +129,7 @@ TABLES = {"table1": TABLE1, "fig3": FIG3, "organs": ORGAN_SETS}
 
 def table_of(experiment: Experiment) -> str:
     """Experiment -> the table that it belongs to."""
-    return next(name for name, rows in TABLES.items() if experiment in rows)
+    return next(name for name, rows in TABLES.items() if experiment.name in {e.name for e in rows})
 
 
 def find(names: list[str], among: tuple[Experiment, ...] = EVERYTHING) -> tuple[Experiment, ...]:

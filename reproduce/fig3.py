@@ -76,6 +76,7 @@ def line(experiment: Experiment, result: Result | None, *, quick: bool) -> list[
 
 def picture(found: dict[Experiment, Result | None], results: Path, *, quick: bool) -> list[Path]:
     """Results -> the picture: left the paper's measure, its points beside ours; right hard Dice, ours."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     figure = Figure((11, 4.8), layout="constrained")
@@ -121,7 +122,7 @@ def picture(found: dict[Experiment, Result | None], results: Path, *, quick: boo
     figure.suptitle("Hippocampus, 5 folds by person" + (" (QUICK MODE: no result)" if quick else ""))
     paths = [results / f"fig3.{ending}" for ending in ("png", "svg")]
     for path in paths:
-        with replacing(path) as temporary:
+        with replacing(path) as temporary, rc_context({"svg.hashsalt": "fig3", "svg.fonttype": "none"}):
             metadata = {"Date": None} if path.suffix == ".svg" else None  # the same file for the same results
             figure.savefig(temporary, dpi=110, format=path.suffix[1:], metadata=metadata)
     return paths

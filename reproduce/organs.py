@@ -1,4 +1,4 @@
-"""More than one organ: the planner's defaults and a U-Net beside them, out of fold, on four more data sets.
+"""More than one organ: the planner's default and a U-Net beside them, out of fold, on four more data sets.
 
     python reproduce/organs.py DATA_ROOT --runs runs                  train, gather, draw
     python reproduce/organs.py DATA_ROOT --runs runs --only fetal_head
@@ -37,7 +37,7 @@ HEAD = (
     "machine",
 )
 HEAD += ("command",)
-ROWS = ("ours, planned", "U-Net, our training")
+ROWS = ("ours, best", "U-Net, our training")
 
 
 def draw(results: Path, quick: bool) -> list[Path]:
@@ -56,7 +56,7 @@ def draw(results: Path, quick: bool) -> list[Path]:
         ]
         by_row = {e.row: result for e, result in found.items() if result is not None}
         if len(by_row) == 2:
-            parts.append(against(by_row["ours, planned"], by_row["U-Net, our training"]))
+            parts.append(against(by_row["ours, best"], by_row["U-Net, our training"]))
         if organ == "fetal_head":
             parts += [circumference(row, result) for row, result in by_row.items()]
     atomic_write(results / "organs.md", "\n\n".join(parts) + "\n")

@@ -47,10 +47,9 @@ COMPARISONS = (
     Comparison("hippocampus_best", "hippocampus_nnunet_3d_fullres"),
     Comparison("hippocampus_best_authors", AUTHORS),
     Comparison("prostate_best", "prostate_unet"),
-    Comparison("prostate_planned", "prostate_unet"),
-    Comparison("fetal_head_planned", "fetal_head_unet"),
-    Comparison("lungs_planned", "lungs_unet"),
-    Comparison("nuclei_planned", "nuclei_unet"),
+    Comparison("fetal_head_best", "fetal_head_unet"),
+    Comparison("lungs_best", "lungs_unet"),
+    Comparison("nuclei_best", "nuclei_unet"),
 )
 
 

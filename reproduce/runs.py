@@ -99,9 +99,11 @@ def configuration(experiment: Experiment, data: Fingerprint, seed: int, *, quick
         InputError: If there is no such recipe, or its settings cannot be replaced so.
     """
     from mednca.config import RunConfig, from_dict, merged, to_dict
+    from mednca.plan import plan
     from mednca.recipes import recipe, with_classes
 
-    config = recipe(experiment.recipe, data)
+    kind, _, budget = experiment.recipe.partition(":")
+    config = plan(data, budget).config if kind == "plan" else recipe(experiment.recipe, data)
     if experiment.separate:
         config = with_classes(config, data.labels)
     config = from_dict(

@@ -49,7 +49,7 @@ def spread(row: dict[str, Any] | None) -> str:
 def why_not(experiment: Experiment) -> str:
     """Experiment without a result -> "not run: reason"."""
     kind = experiment.recipe.partition(":")[0]
-    known = experiment.by != "mednca" or experiment.recipe in RECIPES or kind in RECIPES
+    known = experiment.by != "mednca" or experiment.recipe in RECIPES or kind in (*RECIPES, "plan")
     reason = "not trained yet" if known else f"there is no recipe {experiment.recipe} yet"
     return f"not run: {experiment.why or reason}"
 

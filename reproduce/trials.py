@@ -154,8 +154,8 @@ def page(folder: Path) -> str:
     rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     return (
         "# Trials of recipes\n\nWritten by `python reproduce/trials.py` from the files here, which hold "
-        "curve and cases. Short trainings, one fold, one seed: they rank ideas, they are no results. Dice: hard, "
-        "native grid, mean of the held-out cases; the first number is the merged foreground.\n\n"
+        "curve and cases. Short trainings, one fold, one seed: they rank ideas, they are no results. Dice: "
+        "hard, native grid, mean of the held-out cases; the first number is the merged foreground.\n\n"
         + markdown(head, rows)
         + "\n"
     )
