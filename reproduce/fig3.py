@@ -75,67 +75,80 @@ def line(experiment: Experiment, result: Result | None, *, quick: bool) -> list[
 
 
 def picture(found: dict[Experiment, Result | None], results: Path, *, quick: bool) -> list[Path]:
-    """Results -> the picture: left the paper's measure, its points beside ours; right hard Dice, ours."""
+    """Results -> the picture: left the paper's measure, its points beside ours; right hard Dice, ours. Names
+    stand beside it, by number: there are too many for the points."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
-    figure = Figure((11, 4.8), layout="constrained")
+    figure = Figure((12, 5), layout="constrained")
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-    for name, ((dice, _), _, parameters) in PAPER.items():
-        left.plot(parameters, dice, "o", color="0.6", label="paper" if name == "Med-NCA" else None)
-        beside(left, name, parameters, dice, "0.45", below=True)
-    lead = PAPER["Med-NCA"][0][0] + NNUNET_LEAD
-    left.axhline(lead, color="0.6", linestyle=":", label="nnU-Net in the paper (its parameters are not told)")
-    labelled: set[str] = set()
+    number = {row: at for at, row in enumerate(dict.fromkeys([*PAPER, *(e.row for e in found)]), 1)}
+    for row, ((dice, _), _, parameters) in PAPER.items():
+        left.plot(parameters, dice, "o", color="0.65")
+        beside(left, number[row], parameters, dice, "0.5", left=True)
+    left.axhline(PAPER["Med-NCA"][0][0] + NNUNET_LEAD, color="0.65", linestyle=":")
     for experiment, result in found.items():
         if result is None or result["parameters"] is None:
             continue
-        kind = "ours" if experiment.row.startswith("ours") else "others, by us"
-        colour = "tab:blue" if kind == "ours" else "tab:orange"
+        colour, marker = ("tab:blue", "D") if experiment.row.startswith("ours") else ("tab:orange", "s")
         measured = soft(result)
         for axes, row in ((left, measured and measured[0]), (right, statistic(result, "dice"))):
             if not row:
                 continue
-            low, high = (abs(row["mean"] - end) for end in row["ci95"]) if None not in row["ci95"] else (0, 0)
-            once = f"{kind} (95 % interval)" if axes is right or not statistic(result, "dice") else kind
+            ends = [abs(row["mean"] - end) if end is not None else 0 for end in row["ci95"]]
             axes.errorbar(
                 *(result["parameters"], row["mean"]),
-                yerr=[[low], [high]],
-                fmt="D" if kind == "ours" else "s",
+                yerr=[[end] for end in ends],
+                fmt=marker,
+                markersize=5,
                 color=colour,
                 capsize=2,
-                label=None if f"{axes is left}{kind}" in labelled else once,
             )
-            labelled.add(f"{axes is left}{kind}")
-            beside(axes, experiment.row, result["parameters"], row["mean"], colour)
+            beside(axes, number[experiment.row], result["parameters"], row["mean"], colour)
+    if not any(result and statistic(result, "dice") for result in found.values()):
+        right.text(0.5, 0.5, "not run", transform=right.transAxes, ha="center", color="0.5")
     for axes, words in ((left, "soft Dice, the paper's measure"), (right, "hard Dice on the native grid")):
         axes.set_xscale("log")
         axes.set_xlabel("parameters")
         axes.set_ylabel(words)
         axes.tick_params(labelleft=True)
         axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8, loc="lower right")
-    left.margins(x=0.16, y=0.12)
-    if not any(label.startswith("False") for label in labelled):
-        right.text(0.5, 0.5, "not run", transform=right.transAxes, ha="center", color="0.5")
+    signs = [
+        Line2D([], [], marker="o", color="0.65", linestyle="", label="paper"),
+        Line2D([], [], color="0.65", linestyle=":", label="nnU-Net in the paper, parameters not told"),
+        Line2D([], [], marker="D", color="tab:blue", linestyle="", label="ours, 95 % interval"),
+        Line2D(
+            [], [], marker="s", color="tab:orange", linestyle="", label="others, run by us, 95 % interval"
+        ),
+    ]
+    figure.legend(handles=signs, loc="outside lower center", ncols=4, fontsize=8)
+    there = PAPER.keys() | {e.row for e, result in found.items() if result is not None}
+    names = [
+        Line2D([], [], linestyle="", label=f"{at}  {row}" + ("" if row in there else " (not run)"))
+        for row, at in number.items()
+    ]
+    figure.legend(handles=names, loc="outside right upper", fontsize=8, handlelength=0, handletextpad=0)
     figure.suptitle("Hippocampus, 5 folds by person" + (" (QUICK MODE: no result)" if quick else ""))
     paths = [results / f"fig3.{ending}" for ending in ("png", "svg")]
     for path in paths:
+        # The same file for the same results.
         with replacing(path) as temporary, rc_context({"svg.hashsalt": "fig3", "svg.fonttype": "none"}):
-            metadata = {"Date": None} if path.suffix == ".svg" else None  # the same file for the same results
+            metadata = {"Date": None} if path.suffix == ".svg" else None
             figure.savefig(temporary, dpi=110, format=path.suffix[1:], metadata=metadata)
     return paths
 
 
-def beside(axes: Axes, name: str, x: float, y: float, colour: str, *, below: bool = False) -> None:
-    """A name beside its point."""
+def beside(axes: Axes, number: int, x: float, y: float, colour: str, *, left: bool = False) -> None:
+    """A number beside its point."""
     axes.annotate(
-        *(name, (x, y)),
-        xytext=(5, -10 if below else 4),
+        *(str(number), (x, y)),
+        xytext=(-5 if left else 5, 0),
         textcoords="offset points",
-        fontsize=7,
+        fontsize=8,
         color=colour,
+        ha="right" if left else "left",
+        va="center",
     )
 
 
