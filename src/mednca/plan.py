@@ -135,7 +135,8 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
         raise InputError(f"budget {budget!r} is not known; choose one of {', '.join(BUDGETS)}")
     limits = BUDGETS[budget]
     choices: list[Choice] = []
-    axis = slice_axis(data)
+    axes = slice_axes(data)
+    axis = axes[0]
     rows, columns = plane_axes(axis)
     volumetric = min(data.shape) > 1
     if not volumetric:
@@ -144,9 +145,11 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
         why = f"slices lie {data.spacing[axis]:.3g} apart, clearly more than the pixels within them"
     else:
         why = "the voxels are about as long along every axis"
-    choices.append(Choice("slice axis", ("sagittal", "coronal", "axial")[axis], why))
+    if len(axes) > 1:
+        why += "; one rule sees slices along all three, and their probabilities are averaged"
+    choices.append(Choice("slice axes", text_of(axes), why))
 
-    preprocess, cells, width, choice = grid(data, axis, limits)
+    preprocess, cells, width, choice = grid(data, axes, limits)
     choices.append(choice)
     context = 1 if volumetric else 0
     images = data.modalities * (2 * context + 1)
@@ -225,15 +228,23 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
 
 
 def grid(
-    data: Fingerprint, axis: int, limits: Budget
+    data: Fingerprint, axes: tuple[int, ...], limits: Budget
 ) -> tuple[PreprocessConfig, tuple[int, int], float, Choice]:
-    """Fingerprint, slice axis and budget -> how slices are resampled, cells of the slice that the canvas must
+    """Fingerprint, slice axes and budget -> how slices are resampled, cells of the slice that the canvas must
     hold, the foreground's width in cells (0 unknown), and the reason."""
-    plane = plane_axes(axis)
+    planes = [plane_axes(axis) for axis in axes]
     unit = "mm" if data.spacing_known else "pixels"
-    own = [data.spacing[a] for a in plane]
-    shape = [data.shape[a] for a in plane]
-    width = 0.0 if data.chord is None else 2 / sum(1 / max(data.chord[a], 1e-6) for a in plane)
+    own = [data.spacing[a] for a in planes[0]] if len(axes) == 1 else [sorted(data.spacing)[1]] * 2
+
+    def span(voxels: tuple[int, int, int]) -> list[int]:
+        """Voxels along the RAS+ axes -> rows and columns, at `own` spacing, that hold a slice of any axis."""
+        return [
+            max(round(voxels[plane[k]] * data.spacing[plane[k]] / own[k]) for plane in planes) for k in (0, 1)
+        ]
+
+    shape = span(data.shape)
+    seen = sorted({a for plane in planes for a in plane})
+    width = 0.0 if data.chord is None else len(seen) / sum(1 / max(data.chord[a], 1e-6) for a in seen)
     longest = max(n * s for n, s in zip(shape, own, strict=True))
     wanted = longest / limits.side
     if width:
@@ -246,16 +257,16 @@ def grid(
     told = f"{size[0]} x {size[1]} cells"
     if width:
         told += f", {across:.0f} across the foreground"
-    least, largest = data.least or data.shape, data.largest or data.shape
-    if not data.spacing_known and any(largest[a] > STRETCH * least[a] for a in plane):
+    least, largest = span(data.least or data.shape), span(data.largest or data.shape)
+    if not data.spacing_known and any(b > STRETCH * a for a, b in zip(least, largest, strict=True)):
         why = (
             f"the spacing is not known and sizes differ {least} to {largest}: every slice is stretched to one"
         )
-        config = PreprocessConfig(axis=axis, size=(size[0], size[1]))
+        config = PreprocessConfig(axes=axes, size=(size[0], size[1]))
         return config, (size[0], size[1]), across, Choice("grid", told, why)
     room = tuple(
-        max(n, min(round(largest[a] * s / t), round(1.25 * n)))
-        for n, a, s, t in zip(size, plane, own, spacing, strict=True)
+        max(n, min(round(m * s / t), round(1.25 * n)))
+        for n, m, s, t in zip(size, largest, own, spacing, strict=True)
     )
     if coarser:
         value = f"{spacing[0]:.3g} {unit}"
@@ -264,7 +275,7 @@ def grid(
         value = "the scan's own" if not data.spacing_known else f"{spacing[0]:.3g} x {spacing[1]:.3g} {unit}"
         why = f"the scans' own: {told}"
     kept = (spacing[0], spacing[1]) if data.spacing_known or coarser else None
-    config = PreprocessConfig(axis=axis, spacing=kept)
+    config = PreprocessConfig(axes=axes, spacing=kept)
     return config, (room[0], room[1]), across, Choice("spacing", value, why)
 
 
@@ -331,6 +342,11 @@ def slice_multiply_adds(
     return config.predict.ensemble * multiply_adds(config.model, height, width)
 
 
+def text_of(axes: tuple[int, ...]) -> str:
+    """Slice axes -> "axial, sagittal, coronal"."""
+    return ", ".join(("sagittal", "coronal", "axial")[axis] for axis in axes)
+
+
 def text(numbers: tuple[int, ...]) -> str:
     """Numbers -> "8, 4, 2, 1"."""
     return ", ".join(str(number) for number in numbers)
@@ -339,6 +355,15 @@ def text(numbers: tuple[int, ...]) -> str:
 def to_json(made: Plan) -> dict[str, Any]:
     """Plan -> what plan.json holds."""
     return asdict(made)
+
+
+def slice_axes(data: Fingerprint) -> tuple[int, ...]:
+    """The axes to cut along, the main one first: all three of a nearly isotropic volume, with known spacings
+    within a factor of 1.5 and at least 16 voxels along each axis; else one."""
+    main = slice_axis(data)
+    if not data.spacing_known or min(data.shape) < 16 or max(data.spacing) > 1.5 * min(data.spacing):
+        return (main,)
+    return (main, *(axis for axis in range(3) if axis != main))
 
 
 def slice_axis(data: Fingerprint) -> int:
