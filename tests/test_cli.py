@@ -69,9 +69,9 @@ def test_help_of_a_command_has_its_examples_on_lines_of_their_own(
 def test_examples_are_commands_that_parse(name: str) -> None:
     for example in examples(name):
         words = shlex.split(example.partition(" > ")[0])
-        called = ["mednca", *name.split()]
-        assert words[: len(called)] == called
-        tyro.cli(COMMANDS[name], args=words[len(called) :], config=(tyro.conf.FlagCreatePairsOff,))
+        named = ["mednca", *name.split()]
+        assert words[: len(named)] == named
+        tyro.cli(COMMANDS[name], args=words[len(named) :], config=(tyro.conf.FlagCreatePairsOff,))
 
 
 def test_help_does_not_load_torch() -> None:

@@ -30,6 +30,7 @@ CORE = {
 LIGHT = [
     *("errors", "files", "fire", "sentinel", "slices", "synthetic", "figures"),
     *("volume", "formats", "io", "cases", "doctor"),
+    *("dicom", "join", "download"),
     *("metrics", "evaluate", "report"),
     *("export", "bench", "calibrate"),
     *("rule", "config", "recipes", "modelfile", "card", "cli", "nnunet"),

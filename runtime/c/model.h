@@ -58,6 +58,9 @@ static int read_config(mednca_model *m, Json config, char *message, size_t size)
     mednca_facts *f = &m->facts;
     Json rule = member(config, "model"), prepare = member(config, "preprocess"), predict = member(config, "predict");
     double x[256];
+    Json baseline = member(config, "baseline"); /* another network, or an automaton of the same form */
+    if (baseline.at && !is(baseline, "null") && !is(member(baseline, "name"), "\"seg_nca\""))
+        return fail(message, size, "the model is no cellular automaton but a baseline, which needs PyTorch");
     if (!whole(rule, "image_channels", 1, 4096, &f->image_channels) || !whole(rule, "classes", 1, MEDNCA_CLASSES, &f->classes) ||
         !whole(rule, "channels", 2, 4096, &f->channels) || !whole(rule, "hidden", 1, 65536, &f->hidden))
         return fail(message, size, "the model's sizes are missing or out of range; get the file again");

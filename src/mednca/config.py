@@ -170,7 +170,8 @@ class BaselineConfig:
     """A network that the cellular automata are compared with; `mednca.baselines` builds it.
 
     Attributes:
-        name: "unet", "seg_nca", or "smp:ENCODER" for a U-Net of segmentation-models-pytorch on that encoder.
+        name: "unet"; "seg_nca", of the shape that `RunConfig.model` gives, with depthwise perception; or
+            "smp:ENCODER" for a U-Net of segmentation-models-pytorch on that encoder.
         filters: Of the first block of the U-Net; each further one has twice as many.
         depth: Blocks of the U-Net on its way down; each but the last halves the image.
         norm: Normalisation after each convolution of the U-Net.
@@ -195,6 +196,11 @@ class BaselineConfig:
             raise ValueError(f"depth must be from 2 to 8, got {self.depth}")
         if self.norm not in ("none", "batch", "instance"):
             raise ValueError(f"norm must be 'none', 'batch' or 'instance', got {self.norm!r}")
+
+    @property
+    def automaton(self) -> bool:
+        """Whether it is a cellular automaton, which every engine of Med-NCA runs."""
+        return self.name == "seg_nca"
 
     @property
     def multiple(self) -> int:
@@ -249,11 +255,17 @@ class RunConfig:
             )
         if self.baseline is not None and self.model.scales != (1,):
             raise ValueError(f"scales of the model must be (1,) for a baseline, got {self.model.scales}")
-        automaton = self.baseline is None or self.baseline.name == "seg_nca"
-        if automaton and self.train.precision != "float32":
+        if self.baseline is not None and self.baseline.automaton and self.model.perception != "depthwise":
+            raise ValueError(f"perception must be 'depthwise' for seg_nca, got {self.model.perception!r}")
+        if self.is_automaton and self.train.precision != "float32":
             raise ValueError(
                 f"precision must be 'float32' for a cellular automaton, got {self.train.precision!r}"
             )
+
+    @property
+    def is_automaton(self) -> bool:
+        """Whether the model is a cellular automaton, which every engine runs."""
+        return self.baseline is None or self.baseline.automaton
 
     @property
     def multiple(self) -> int:

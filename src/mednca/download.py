@@ -88,20 +88,25 @@ def get(name: str, out: Path | None = None, *, mirror: str = MSD, progress: bool
     archive, out = ARCHIVES[name], Path(name) if out is None else Path(out)
     if out.exists():
         raise InputError(f"{out}: exists already and is left as it is; remove it or choose another name")
+    importlib.import_module("pooch")  # before anything is made
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.parent / f".{name}.tar.part"
-    hash_matches = importlib.import_module("pooch").hash_matches
-    if not (part.exists() and hash_matches(part, archive.checksum)):
+    if not (part.exists() and checksum(part) == archive.checksum):
         fetch(f"{mirror.rstrip('/')}/{name}.tar", part, name, progress=progress)
-        if not hash_matches(part, archive.checksum):
+        if checksum(part) != archive.checksum:
             part.unlink()
             raise InputError(
                 f"{name}: the file that arrived is not the one that was published ({archive.checksum}), and "
                 "was removed; try again, or look for another mirror"
             )
-    unpack(part, out)
+    unpack(part, out, name)
     part.unlink()
     return out
+
+
+def checksum(path: Path) -> str:
+    """File -> its checksum, as `ARCHIVES` has it."""
+    return f"md5:{importlib.import_module('pooch').file_hash(path, alg='md5')}"
 
 
 def fetch(url: str, part: Path, name: str, *, progress: bool = True) -> None:
@@ -129,9 +134,9 @@ def fetch(url: str, part: Path, name: str, *, progress: bool = True) -> None:
 
             if before:
                 _log.info("%s: going on after %.1f MB", name, before / 1e6)
-            bar = tqdm(
-                desc=name, unit="B", unit_scale=True, disable=not progress, leave=False, dynamic_ncols=True
-            )
+            hidden = None if progress else True  # None shows the bar on a terminal only
+            # pooch asks whether the bar is true, which one without a total cannot tell, and sets the total.
+            bar = tqdm(desc=name, total=1, unit="B", unit_scale=True, disable=hidden, leave=False)
             download = pooch.HTTPDownloader(
                 progressbar=bar,
                 chunk_size=CHUNK,
@@ -165,8 +170,8 @@ def fetch(url: str, part: Path, name: str, *, progress: bool = True) -> None:
                 bar.close()
 
 
-def unpack(archive: Path, out: Path) -> None:
-    """Tar archive with one folder in it -> that folder as `out`, whole or not at all.
+def unpack(archive: Path, out: Path, name: str) -> None:
+    """Tar archive and the name of the folder in it -> that folder as `out`, whole or not at all.
 
     Raises:
         InputError: If it is no such archive, a member would lie outside the folder, or the disk does not take
@@ -180,9 +185,10 @@ def unpack(archive: Path, out: Path) -> None:
             raise InputError(f"{archive}: cannot be unpacked ({error}); remove it and try again") from error
         except OSError as error:
             raise InputError(f"{out}: cannot be written ({error.strerror or error})") from error
-        found = [path for path in Path(folder).iterdir() if not path.name.startswith(".")]
-        if len(found) != 1 or not found[0].is_dir():
-            raise InputError(f"{archive}: must hold one folder, got {[path.name for path in found]}")
+        found = [path for path in sorted(Path(folder).iterdir()) if not path.name.startswith(".")]
+        if [path.name for path in found] != [name] or not found[0].is_dir():
+            told = ", ".join(path.name for path in found) or "nothing"
+            raise InputError(f"{archive}: must hold the folder {name} and no other, got {told}")
         found[0].replace(out)
 
 

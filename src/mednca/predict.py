@@ -8,7 +8,6 @@ slices, and `slices.py` leads there and back: `numpy` and, with PyTorch, `folded
 from __future__ import annotations
 
 import functools
-import importlib.util
 import logging
 import re
 import time
@@ -239,27 +238,23 @@ def with_ensemble(model: ModelFile, members: int | None) -> ModelFile:
 
 
 def choose_engine(device: str, name: str = "auto", baseline: BaselineConfig | None = None) -> str:
-    """Device, name of an engine of prediction, and what is not Med-NCA -> the engine's name; "auto" takes the
-    fastest that works.
+    """Device, name of an engine of prediction, and what is predicted with where it is not Med-NCA -> the
+    engine's name; "auto" takes the fastest that works.
 
     That is `native` on the CPU, or `numpy`, with a warning in the log, where the C library is missing, and
-    `folded` on every other device; for a baseline always `eager`, in float32.
+    `folded` on every other device; for a baseline that is no cellular automaton `eager`, in float32.
 
     Raises:
         InputError: If there is no such device or engine here, or the engine does not run on the device or
-            does not run the baseline, or PyTorch, which that needs, is not installed.
+            does not run the baseline.
     """
-    if baseline is not None and importlib.util.find_spec("torch") is None:
-        raise InputError(
-            f"a baseline ({baseline.name}) needs PyTorch, which is not installed; pip install 'mednca[train]'"
-        )
     check_device(device)
     if name not in ("auto", *ENGINES):
         raise InputError(f"engine must be auto or one of {', '.join(ENGINES)}, got {name!r}")
-    if baseline is not None:
+    if baseline is not None and not baseline.automaton:
         if name not in ("auto", "eager"):
             raise InputError(
-                f"the engine {name!r} runs Med-NCA only, this model is the baseline {baseline.name!r}; "
+                f"the engine {name!r} runs cellular automata, this model is the baseline {baseline.name!r}; "
                 "use 'auto' or 'eager'"
             )
         return "eager"

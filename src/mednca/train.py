@@ -148,12 +148,12 @@ def check_engine(device: str, engine: str) -> None:
 
 
 def engine_of(config: RunConfig, device: str, engine: str) -> str:
-    """Configuration, device and name of an engine of training -> the name; a baseline has no choice.
+    """Configuration, device and name of an engine of training -> the name; only automata have a choice.
 
     Raises:
         InputError: If the engine does not run the baseline.
     """
-    return engine if config.baseline is None else choose_engine(device, engine, config.baseline)
+    return engine if config.is_automaton else choose_engine(device, engine, config.baseline)
 
 
 @contextlib.contextmanager
@@ -354,7 +354,7 @@ def fit(
             bar.update(1)
             bar.set_postfix(loss=f"{measured['loss']:.3f}", dice=f"{dice:.3f}", refresh=False)
     model = learner.model_file(card)
-    if config.baseline is None:
+    if config.is_automaton:
         measured_on = [case.image for case in training]
         model = replace(model, range=measure_range(model, measured_on, seed=settings.seed))
     save_model(run.model, model)
