@@ -34,7 +34,8 @@ class Train:
     out: Annotated[Path, arg(aliases=["-o"], metavar="RUN")]
     """Run folder to make; with --folds the folder of its runs."""
     recipe: str = "native"
-    """native (ours), quick (lean, for a first look), paper_hippocampus or paper_prostate (the paper's)."""
+    """native (ours), quick (lean, for a first look), paper_hippocampus or paper_prostate (the paper's); or
+    smp:ENCODER, a U-Net on an encoder of segmentation-models-pytorch."""
     config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: the recipe alone)")] = (
         None
     )
