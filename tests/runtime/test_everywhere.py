@@ -27,7 +27,7 @@ TARGETS = ["armv6", "aarch64", "x86-64"]
 targets = pytest.mark.parametrize("target", TARGETS)
 
 
-def random_model(context: int = 0, **rule: Any) -> ModelFile:
+def random_model(context: int = 0, axes: tuple[int, ...] = (2,), **rule: Any) -> ModelFile:
     """Settings of the rule -> a model of random weights whose states stay small."""
     config = MedNCAConfig(image_channels=1 + 2 * context, steps=(3, 4), **rule)
     random = np.random.default_rng(5)
@@ -36,22 +36,23 @@ def random_model(context: int = 0, **rule: Any) -> ModelFile:
         fan_in = int(np.prod(shape[1:])) if len(shape) > 1 else 4
         weights[name] = (random.normal(size=shape) / np.sqrt(fan_in)).astype(np.float32)
     labels, values = ("a", "b")[: config.classes], (1, 2)[: config.classes]
-    preprocess = PreprocessConfig(context=context)
+    preprocess = PreprocessConfig(context=context, axes=axes)
     run = RunConfig("test", labels, values, config.classes == 1, model=config, preprocess=preprocess)
     return ModelFile(run, weights)
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two calibrated models, dense and depthwise, and a scan of 12 x 14 x 6 voxels."""
+    """A folder with three calibrated models and a scan of 12 x 14 x 6 voxels."""
     folder = tmp_path_factory.mktemp("world")
     scan = write_nifti(folder / "scan.nii", voxels())
     for name, model in {
         "dense": random_model(classes=2, channels=12, hidden=32),
         "depthwise": random_model(context=1, channels=9, hidden=20, perception="depthwise"),
+        "three axes": random_model(context=1, axes=(2, 0, 1), classes=2, channels=12, hidden=32),
     }.items():
-        image = prepare_image(read_volume(scan), model.config.preprocess)
-        save_model(folder / f"{name}.safetensors", replace(model, range=measure_range(model, [image])))
+        images = [prepare_image(read_volume(scan), view) for view in model.config.preprocess.views]
+        save_model(folder / f"{name}.safetensors", replace(model, range=measure_range(model, images)))
     return folder
 
 
@@ -64,7 +65,7 @@ def mask(folder: Path, name: str, target: str, *options: object) -> np.ndarray:
 
 
 @targets
-@pytest.mark.parametrize("name", ["dense", "depthwise"])
+@pytest.mark.parametrize("name", ["dense", "depthwise", "three axes"])
 def test_masks_are_those_of_this_machine(world: Path, name: str, target: str) -> None:
     assert np.array_equal(mask(world, name, target, "--int16"), mask(world, name, "host", "--int16"))
     here, there = mask(world, name, "host"), mask(world, name, target)
