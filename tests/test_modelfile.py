@@ -17,12 +17,21 @@ from numpy.typing import NDArray
 from small_training import model_file
 
 import mednca.modelfile as modelfile
-from mednca.config import to_dict
+from mednca.config import BaselineConfig, RunConfig, TrainConfig, to_dict
 from mednca.errors import InputError
 from mednca.files import atomic_write
-from mednca.modelfile import SHIPPED, ModelFile, find_model, load_model, save_model, shipped_models
+from mednca.modelfile import (
+    SHIPPED,
+    ModelFile,
+    find_model,
+    load_model,
+    save_model,
+    shipped_models,
+    to_bytes,
+)
 from mednca.nca import MedNCA
 from mednca.recipes import Fingerprint, recipe
+from mednca.rule import MedNCAConfig
 
 
 def write(path: Path, weights: dict[str, NDArray[Any]] | None = None, **header: Any) -> Path:
@@ -54,6 +63,21 @@ def test_a_model_comes_back_and_its_bytes_with_it(tmp_path: Path) -> None:
     shuffled = replace(model, weights=dict(reversed(model.weights.items())))
     assert save_model(tmp_path / "c.safetensors", shuffled).read_bytes() == first.read_bytes()
     assert not list(tmp_path.glob(".part-*"))
+
+
+def test_what_is_younger_than_the_format_changes_no_model_that_does_not_use_it(tmp_path: Path) -> None:
+    weights = {"a": np.zeros(1, np.float32)}
+    old = ModelFile(RunConfig(), weights)
+    assert old.hash == "87fad5173d29e125"  # by the first release
+    one_level = MedNCAConfig(scales=(1,), steps=(1,))
+    network = RunConfig(model=one_level, baseline=BaselineConfig("unet"))
+    in_half = replace(network, train=TrainConfig(precision="bfloat16"))
+    models = [ModelFile(config, weights) for config in (RunConfig(model=one_level), network, in_half)]
+    assert len({model.hash for model in [old, *models]}) == 4
+    for model in models[1:]:
+        assert load_model(save_model(tmp_path / "m.safetensors", model)).config == model.config
+    shipped = find_model("hippocampus")
+    assert to_bytes(load_model(shipped)) == shipped.read_bytes()
 
 
 def test_the_hash_names_configuration_and_weights(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ def measure_range(
     Returns:
         {"levels": [{"state": [n], "views": [2n], "hidden": [h]}, ...]}, four digits of each number.
     """
+    model.require_automaton("a calibration")
     config, preprocess = model.config.model, model.config.preprocess
     rules = [Measured(config, model.weights, level) for level in range(len(config.scales))]
     every = [(scan, number) for scan, image in enumerate(images) for number in range(len(image))]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mednca.augment import TrainingCase
 from mednca.cases import Case, CaseSet
 from mednca.config import RunConfig
 from mednca.errors import InputError
-from mednca.io import read_case, read_label
-from mednca.recipes import Fingerprint
+from mednca.io import read_case, read_label, spacing_known
+from mednca.plan import Fingerprint, slice_axis
 from mednca.slices import prepare_image, prepare_label
 from mednca.volume import Volume, same_affine
 
@@ -78,15 +79,59 @@ def fingerprint(cases: CaseSet, scans: Sequence[LabelledScan]) -> Fingerprint:
         if value not in names or not 0 < value < 256:
             known = ", ".join(f"{v} {name}" for v, name in names.items())
             raise InputError(f"{cases.root}: label value {value} is not among the data set's ({known})")
-    canonical = [scan.image.canonical() for scan in scans]
-    spacing = np.median([volume.spacing for volume in canonical], axis=0)
-    shape = np.median([volume.shape for volume in canonical], axis=0)
-    return Fingerprint(
+    images = [scan.image.canonical() for scan in scans]
+    spacing = np.median([volume.spacing for volume in images], axis=0)
+    shapes = np.array([volume.shape for volume in images])
+    data = Fingerprint(
         modalities=scans[0].image.channels,
         spacing=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
-        shape=(int(shape[0]), int(shape[1]), int(shape[2])),
+        shape=voxels(np.median(shapes, axis=0)),
         labels=names,
+        spacing_known=all(spacing_known(scan.case.images[0]) for scan in scans),
+        least=voxels(shapes.min(axis=0)),
+        largest=voxels(shapes.max(axis=0)),
+        cases=len(scans),
     )
+    found = [measured for scan in scans if (measured := foreground(scan.label)) is not None]
+    chords, extents = (np.array([pair[i] for pair in found]) for i in (0, 1))
+    return replace(
+        data,
+        slices=int(shapes[:, slice_axis(data)].sum()),
+        extent=lengths(np.median(extents, axis=0)),
+        extent_95=lengths(np.percentile(extents, 95, axis=0)),
+        chord=lengths(np.median(chords, axis=0)),
+        share=float(np.mean([np.mean(scan.label.data > 0) for scan in scans])),
+    )
+
+
+def foreground(label: Volume) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Label volume -> mean length of a line through the foreground, and size of its bounding box, in mm along
+    the RAS+ axes; None where there is no foreground."""
+    canonical = label.canonical()
+    inside = canonical.data[0] > 0
+    if not inside.any():
+        return None
+    chord, extent = np.zeros(3), np.zeros(3)
+    for axis in range(3):
+        entries = inside & ~np.roll(inside, 1, axis)  # first voxels of a line...
+        first = np.take(inside, 0, axis)  # ... also where it comes in over the edge of the scan
+        starts = int(entries.sum()) - int(np.take(entries, 0, axis).sum()) + int(first.sum())
+        chord[axis] = inside.sum() / starts
+        line = np.flatnonzero(inside.any(axis=tuple(a for a in range(3) if a != axis)))
+        extent[axis] = line[-1] - line[0] + 1
+    return chord * canonical.spacing, extent * canonical.spacing
+
+
+def voxels(values: NDArray[np.generic]) -> tuple[int, int, int]:
+    """Three numbers -> whole ones."""
+    x, y, z = values.tolist()
+    return int(x), int(y), int(z)
+
+
+def lengths(values: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Three lengths -> rounded to a thousandth."""
+    x, y, z = values.tolist()
+    return round(x, 3), round(y, 3), round(z, 3)
 
 
 def class_numbers(label: Volume, config: RunConfig) -> Volume:

@@ -49,6 +49,7 @@ def export(source: str | Path, form: str, out: Path, *, force: bool = False) -> 
     if form not in FORMS:
         raise InputError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
     model, path = load_model(source), find_model(source)
+    model.require_automaton("an export")
     contents = FORMS[form](model, path, Path(out))
     for file in contents:
         if file.exists() and not force:

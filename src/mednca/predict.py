@@ -8,6 +8,7 @@ slices, and `slices.py` leads there and back: `numpy` and, with PyTorch, `folded
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
 import re
 import time
@@ -22,11 +23,11 @@ from numpy.typing import NDArray
 from mednca import __version__, backends, engine
 from mednca.backends import numpy as in_numpy
 from mednca.card import model_warnings
+from mednca.config import BaselineConfig, RunConfig
 from mednca.engine import Progress
 from mednca.errors import InputError
 from mednca.modelfile import ModelFile, to_bytes
-from mednca.rule import MedNCAConfig
-from mednca.slices import PreprocessConfig, pad_to, prepare_image, restore, with_context
+from mednca.slices import pad_to, prepare_image, restore, with_context
 from mednca.volume import Volume
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class Predictor:
     saturated: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        self.engine = choose_engine(self.device, self.engine)
+        self.engine = choose_engine(self.device, self.engine, self.file.config.baseline)
         for name, value, least in (("threads", self.threads, 1), ("gate", self.gate, 0)):
             if value is not None and self.engine not in IN_C:
                 raise InputError(f"{name} is for the engines {' and '.join(IN_C)}, this one is {self.engine}")
@@ -190,9 +191,8 @@ class Predictor:
         for view, told in zip(views, tell, strict=True):
             shares = predict_slices(
                 self._share,
-                config.model,
+                replace(config, preprocess=view),
                 prepare_image(volume, view),
-                view,
                 seed=self.seed,
                 ensemble=config.predict.ensemble,
                 progress=told,
@@ -221,18 +221,31 @@ def with_ensemble(model: ModelFile, members: int | None) -> ModelFile:
 # ---- Engines ----
 
 
-def choose_engine(device: str, name: str = "auto") -> str:
-    """Device and name of an engine of prediction -> the engine's name; "auto" takes the fastest that works.
+def choose_engine(device: str, name: str = "auto", baseline: BaselineConfig | None = None) -> str:
+    """Device, name of an engine of prediction, and what is not Med-NCA -> the engine's name; "auto" takes the
+    fastest that works.
 
     That is `native` on the CPU, or `numpy`, with a warning in the log, where the C library is missing, and
-    `folded` on every other device.
+    `folded` on every other device; for a baseline always `eager`, in float32.
 
     Raises:
-        InputError: If there is no such device or engine here, or the engine does not run on the device.
+        InputError: If there is no such device or engine here, or the engine does not run on the device or
+            does not run the baseline, or PyTorch, which that needs, is not installed.
     """
+    if baseline is not None and importlib.util.find_spec("torch") is None:
+        raise InputError(
+            f"a baseline ({baseline.name}) needs PyTorch, which is not installed; pip install 'mednca[train]'"
+        )
     check_device(device)
     if name not in ("auto", *ENGINES):
         raise InputError(f"engine must be auto or one of {', '.join(ENGINES)}, got {name!r}")
+    if baseline is not None:
+        if name not in ("auto", "eager"):
+            raise InputError(
+                f"the engine {name!r} runs Med-NCA only, this model is the baseline {baseline.name!r}; "
+                "use 'auto' or 'eager'"
+            )
+        return "eager"
     if device != "cpu":
         if name in ("native", "int16", "numpy"):
             raise InputError(f"the engine {name!r} runs on the CPU only, got device {device!r}; use 'auto'")
@@ -294,9 +307,10 @@ def share_with_torch(file: ModelFile, run: Run, device: str = "cpu") -> Share:
     """Model and a way to run a rule in PyTorch -> how it computes slices."""
     import torch
 
-    from mednca.nca import MedNCA, probabilities
+    from mednca.baselines import from_weights
+    from mednca.nca import probabilities
 
-    model = MedNCA.from_weights(file.config.model, file.weights).to(device)
+    model = from_weights(file.config, file.weights).to(device)
 
     def share(image: Array, numbers: NDArray[np.int64], seed: int) -> Array:
         try:
@@ -316,9 +330,8 @@ def share_with_torch(file: ModelFile, run: Run, device: str = "cpu") -> Share:
 
 def predict_slices(
     share: Share,
-    model: MedNCAConfig,
+    config: RunConfig,
     image: Array,
-    preprocess: PreprocessConfig,
     *,
     seed: int,
     ensemble: int = 1,
@@ -330,13 +343,12 @@ def predict_slices(
     nor the result depends on how many.
     """
     count, _, height, width = image.shape
-    result = np.zeros((count, model.classes, height, width), np.float32)
+    result = np.zeros((count, config.model.classes, height, width), np.float32)
     at_once = max(1, CELLS // (height * width))
     for start in range(0, count, at_once):
         numbers = np.arange(start, min(start + at_once, count))
-        stack, inside = pad_to(
-            with_context(image, numbers, preprocess.context), model.multiple, model.smallest
-        )
+        seen = with_context(image, numbers, config.preprocess.context)
+        stack, inside = pad_to(seen, config.multiple, config.smallest)
         for member in range(ensemble):
             result[numbers] += share(stack, numbers, seed + member)[..., inside[0], inside[1]] / ensemble
         if progress:

@@ -5,60 +5,47 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from mednca.config import AugmentConfig, PredictConfig, RunConfig, TrainConfig
+from mednca.config import AugmentConfig, BaselineConfig, PredictConfig, RunConfig, TrainConfig
 from mednca.errors import InputError
+from mednca.plan import Fingerprint as Fingerprint
+from mednca.plan import plan, slice_axis
 from mednca.rule import MedNCAConfig
 from mednca.slices import PreprocessConfig, plane_axes
 
 
-@dataclass(frozen=True)
-class Fingerprint:
-    """What a recipe must know of the data.
-
-    Attributes:
-        modalities: Channels of a scan.
-        spacing: Median spacing in mm along the RAS+ axes.
-        shape: Median number of voxels along the RAS+ axes.
-        labels: Value in the label files -> name of each foreground label.
-    """
-
-    modalities: int
-    spacing: tuple[float, float, float]
-    shape: tuple[int, int, int]
-    labels: dict[int, str]
-
-
 def native(data: Fingerprint) -> RunConfig:
-    """Ours and the default: the scan's own geometry, slices along all three axes where the volume is nearly
-    isotropic, neighbouring slices as context, augmentation, what makes training reliable. 70,016 parameters,
-    as the paper's model."""
+    """Ours and the default: what the planner chooses with the budget "best". At most 70,016 parameters, as
+    the paper's model."""
+    return plan(data).config
+
+
+def own_grid(data: Fingerprint) -> RunConfig:
+    """The scan's own geometry, neighbouring slices as context, augmentation, and the paper's rule with 16
+    steps."""
     volumetric = min(data.shape) > 1
-    axes = slice_axes(data)
-    rows, columns = plane_axes(axes[0])
+    axis = slice_axis(data)
+    rows, columns = plane_axes(axis)
     context = 1 if volumetric else 0
     model = MedNCAConfig(image_channels=data.modalities * (2 * context + 1), steps=(16, 16))
     spacing = (data.spacing[rows], data.spacing[columns]) if volumetric else None
-    if len(axes) > 1:
-        spacing = (sorted(data.spacing)[1],) * 2
-    preprocess = PreprocessConfig(modalities=data.modalities, axes=axes, context=context, spacing=spacing)
+    preprocess = PreprocessConfig(modalities=data.modalities, axes=(axis,), context=context, spacing=spacing)
     mirror = AugmentConfig(flip=(0,) if rows == 0 else ())  # left and right only: anatomy has no other mirror
-    return RunConfig("native", model=model, preprocess=preprocess, augment=mirror)
+    return RunConfig("own_grid", model=model, preprocess=preprocess, augment=mirror)
 
 
 def quick(data: Fingerprint) -> RunConfig:
     """For a first look, as `make demo`: a model that learns in two minutes on one CPU core.
 
-    The native recipe with the compute-lean rule (depthwise filters, 16 channels for a scan of one modality),
+    The own grid with the compute-lean rule (depthwise filters, 16 channels for a scan of one modality),
     levels a factor of two apart, from a coarse one of some 24 to 48 cells across, and a short schedule: small
     batches, a higher learning rate, milder augmentation, a shorter running mean of the weights, and three
     runs with other fire masks averaged. Slices are cut along one axis, for speed.
     """
-    config = native(data)
-    preprocess = replace(config.preprocess, axes=config.preprocess.axes[:1])
+    config = own_grid(data)
     images = config.model.image_channels
-    across = min(data.shape[axis] for axis in plane_axes(config.preprocess.axes[0]))
+    across = min(data.shape[axis] for axis in plane_axes(config.preprocess.axis))
     levels = max(1, int(math.log2(across / 24)))
     model = replace(
         config.model,
@@ -94,7 +81,6 @@ def quick(data: Fingerprint) -> RunConfig:
         config,
         recipe="quick",
         model=model,
-        preprocess=preprocess,
         augment=augment,
         train=train,
         predict=predict,
@@ -138,12 +124,50 @@ def paper_prostate(data: Fingerprint) -> RunConfig:
     return replace(paper(data, 256, 64, 20, 30_000), recipe="paper_prostate")
 
 
+def unet(data: Fingerprint) -> RunConfig:
+    """The classic U-Net with everything that the native recipe gives Med-NCA: its slices with their
+    neighbours, its augmentation, its choice of slices, warm-up, clipping and running mean. 36,951,425 weights
+    for a scan of one modality and one class."""
+    config = native(data)
+    return replace(
+        config,
+        recipe="unet",
+        model=replace(config.model, scales=(1,), steps=(1,)),
+        train=replace(
+            config.train,
+            patch=None,
+            learning_rate=3e-4,
+            coarse_weight=0.0,
+            checkpoint_every=500,  # 1.2 GB each
+            precision="bfloat16",
+        ),
+        baseline=BaselineConfig("unet"),
+    )
+
+
+def unet_plain(data: Fingerprint) -> RunConfig:
+    """The classic U-Net in customary settings: one slice, seen three times as in the paper, no augmentation,
+    all slices equally often, plain Adam."""
+    config = unet(data)
+    return replace(
+        config,
+        recipe="unet_plain",
+        model=replace(config.model, image_channels=data.modalities),
+        preprocess=replace(config.preprocess, context=0),
+        augment=AugmentConfig((), *8 * (0.0,)),
+        train=replace(config.train, foreground=0.0, betas=(0.9, 0.999), clip=0.0, ema=0.0, sentinel=False),
+        baseline=BaselineConfig("unet", copies=3),
+    )
+
+
 #: Name on the command line -> recipe.
 RECIPES: dict[str, Callable[[Fingerprint], RunConfig]] = {
     "native": native,
     "quick": quick,
     "paper_hippocampus": paper_hippocampus,
     "paper_prostate": paper_prostate,
+    "unet": unet,
+    "unet_plain": unet_plain,
 }
 
 
@@ -177,22 +201,3 @@ def with_classes(config: RunConfig, labels: dict[int, str]) -> RunConfig:
         return replace(config, labels=names, values=values, merge=False, model=model, augment=augment)
     except ValueError as error:
         raise InputError(f"labels {', '.join(names)}: cannot have a class each: {error}") from error
-
-
-def slice_axis(data: Fingerprint) -> int:
-    """The axis to cut along: the coarsest one where it is clearly coarser, else axial; the flat one in 2D."""
-    for axis in range(3):
-        if data.shape[axis] == 1:
-            return axis
-    largest = max(range(3), key=lambda a: data.spacing[a])
-    others = [s for a, s in enumerate(data.spacing) if a != largest]
-    return largest if data.spacing[largest] > 1.5 * max(others) else 2
-
-
-def slice_axes(data: Fingerprint) -> tuple[int, ...]:
-    """The axes to cut along, the main one first: all three of a nearly isotropic volume, with spacings
-    within a factor of 1.5 and at least 16 voxels along each axis; else one."""
-    main = slice_axis(data)
-    if min(data.shape) < 16 or max(data.spacing) > 1.5 * min(data.spacing):
-        return (main,)
-    return (main, *(axis for axis in range(3) if axis != main))

@@ -5,6 +5,7 @@ No torch and no NumPy here: engines, model files and the method itself (`mednca.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -87,3 +88,23 @@ def weight_shapes(config: MedNCAConfig) -> dict[str, tuple[int, ...]]:
     }
     levels = len(config.scales)
     return {f"levels.{level}.{name}": shape for level in range(levels) for name, shape in rule.items()}
+
+
+def parameters(config: MedNCAConfig) -> int:
+    """Config -> number of learnt values of a model, all levels together."""
+    return sum(math.prod(shape) for shape in weight_shapes(config).values())
+
+
+def multiply_adds(config: MedNCAConfig, height: int, width: int) -> int:
+    """Config and the size of an image -> multiply-adds of all levels and steps, every cell computed.
+
+    Skipping the cells that do not fire leaves `config.fire_rate` of them in the mean, with the same result.
+    The rows of the last matrix that would change the image are counted, as the paper's formula has them.
+    """
+    n, h = config.channels, config.hidden
+    filters = 9 * n * 2 if config.perception == "depthwise" else 9 * n * n * 2
+    cells = sum(
+        (height // scale) * (width // scale) * steps
+        for scale, steps in zip(config.scales, config.steps, strict=True)
+    )
+    return cells * (filters + 3 * n * h + h * n)

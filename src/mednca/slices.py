@@ -187,12 +187,19 @@ def with_context(slices: Array, indices: NDArray[np.int64], context: int) -> Arr
     return picked
 
 
+def padded_size(size: tuple[int, int], multiple: int, smallest: int) -> tuple[int, int]:
+    """Height and width of an image -> the least ones that are multiples of a number and no smaller than
+    another."""
+    height, width = (max(smallest, -(-length // multiple) * multiple) for length in size)
+    return height, width
+
+
 def pad_to(image: Array, multiple: int, smallest: int) -> tuple[Array, tuple[slice, slice]]:
     """Image (..., H, W) -> padded at its edges by repetition to a size that a model takes, and where the
     image is."""
     pads, inside = [], []
-    for size in image.shape[-2:]:
-        target = max(smallest, -(-size // multiple) * multiple)
+    targets = padded_size((image.shape[-2], image.shape[-1]), multiple, smallest)
+    for size, target in zip(image.shape[-2:], targets, strict=True):
         before = (target - size) // 2
         pads.append((before, target - size - before))
         inside.append(slice(before, before + size))

@@ -34,7 +34,7 @@ from mednca.figures import curves
 from mednca.learner import Learner, learning_rate, new_sentinel
 from mednca.metrics import dice_score
 from mednca.modelfile import ModelFile, save_model
-from mednca.predict import Predictor, check_device
+from mednca.predict import Predictor, check_device, choose_engine
 from mednca.recipes import Fingerprint
 from mednca.report import Report, merge_reports
 from mednca.sentinel import Sentinel
@@ -97,6 +97,7 @@ def train(
     else:
         scans = load_scans(cases.cases, lambda c: tqdm(c, desc="reading", unit="scan", disable=len(c) < 20))
     config = configure(fingerprint(cases, scans))
+    engine = engine_of(config, device, engine)
     if folds:
         parts = {out / f"fold_{i}": ids for i, ids in enumerate(split_folds(cases, folds, config.train.seed))}
     else:
@@ -142,6 +143,15 @@ def check_engine(device: str, engine: str) -> None:
         choose(device, engine)
     except ValueError as error:
         raise InputError(f"engine {engine!r} cannot be used: {error}") from error
+
+
+def engine_of(config: RunConfig, device: str, engine: str) -> str:
+    """Configuration, device and name of an engine of training -> the name; a baseline has no choice.
+
+    Raises:
+        InputError: If the engine does not run the baseline.
+    """
+    return engine if config.baseline is None else choose_engine(device, engine, config.baseline)
 
 
 @contextlib.contextmanager
@@ -192,10 +202,10 @@ def open_run(path: Path, config: RunConfig, split: dict[str, Any], *, resume: bo
 def check_same(run: RunFolder, config: RunConfig, split: dict[str, Any]) -> None:
     """Raise InputError for a run that was started with another configuration or on another split."""
     stored, wanted = flat(to_dict(run.config())), flat(to_dict(config))
-    for name, value in stored.items():
-        if wanted[name] != value:
+    for name in stored | wanted:
+        if (asked := wanted.get(name)) != (value := stored.get(name)):
             raise InputError(
-                f"{run.path}: was started with {name} = {value}, now asked for {wanted[name]}; give the same "
+                f"{run.path}: was started with {name} = {value}, now asked for {asked}; give the same "
                 "options to resume, or --force to start anew"
             )
     if run.split() != split:
@@ -280,6 +290,7 @@ def fit(
     """
     check_device(device)
     settings = config.train
+    engine = engine_of(config, device, engine)
     engine_run = choose(device, engine)
     canvas = canvas_size(training, config)
     state = run.load() or TrainState()
@@ -341,7 +352,9 @@ def fit(
             bar.update(1)
             bar.set_postfix(loss=f"{measured['loss']:.3f}", dice=f"{dice:.3f}", refresh=False)
     model = learner.model_file(card)
-    model = replace(model, range=measure_range(model, [case.image for case in training], seed=settings.seed))
+    if config.baseline is None:
+        measured_on = [case.image for case in training]
+        model = replace(model, range=measure_range(model, measured_on, seed=settings.seed))
     save_model(run.model, model)
     return model
 
@@ -352,7 +365,7 @@ def canvas_size(training: Sequence[TrainingCase], config: RunConfig) -> tuple[in
         wanted = config.train.canvas
     else:
         wanted = tuple(min(256, max(case.image.shape[axis] for case in training)) for axis in (2, 3))
-    multiple, smallest = config.model.multiple, config.model.smallest
+    multiple, smallest = config.multiple, config.smallest
     height, width = (max(smallest, -(-size // multiple) * multiple) for size in wanted)
     return height, width
 

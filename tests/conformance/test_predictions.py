@@ -84,8 +84,10 @@ def reference(
 
     alone = []
     for view in config.preprocess.views:
-        shares = predict_slices(share, config.model, prepare_image(volume, view), view, seed=seed)
-        alone.append(restore(shares, volume, view))
+        part = replace(config, preprocess=view)
+        alone.append(
+            restore(predict_slices(share, part, prepare_image(volume, view), seed=seed), volume, view)
+        )
     in_grid = np.mean(alone, axis=0)
     told = replace(
         config.predict, ensemble=1, threshold=float(np.quantile(in_grid.sum(axis=0), 1 - share_of_voxels))

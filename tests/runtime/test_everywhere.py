@@ -128,7 +128,7 @@ def test_the_emulated_processor_is_that_of_a_raspberry_pi(world: Path) -> None:
 
 
 def test_the_sanitizers_find_nothing_on_the_way_of_a_scan(world: Path) -> None:
-    for name in ("dense", "depthwise"):
+    for name in ("dense", "depthwise", "three axes"):
         for numbers in ((), ("--int16",)):
             for threads in (1, 3):
                 found = mask(world, name, "sanitize-portable", *numbers, "--threads", threads)
@@ -159,7 +159,7 @@ def test_a_million_damaged_files_do_no_harm(seed: int) -> None:
 
 @pytest.mark.slow
 def test_the_sanitizers_find_nothing_in_the_vector_instructions(world: Path) -> None:
-    for name in ("dense", "depthwise"):
+    for name in ("dense", "depthwise", "three axes"):
         for numbers in ((), ("--int16",)):
             found = mask(world, name, "sanitize", *numbers, "--threads", 3)
             assert np.array_equal(found, mask(world, name, "host", *numbers))
