@@ -88,6 +88,10 @@ class TrainConfig:
         seed: Of everything: weights, samples, augmentation, fire masks.
         precision: Of the forward pass on the CPU, for baselines; cellular automata compute in float32 there.
             On CUDA it is bfloat16 for every model. Weights and optimiser are float32 always.
+        step_range: Least and largest factor on the steps of every level, drawn anew in each iteration, evenly
+            on a logarithmic scale. A rule that has seen many numbers of steps keeps its mask when it runs on.
+        whole_weight: Weight of the Dice loss of all classes together, beside that of each; for one class it
+            has nothing to add.
     """
 
     iterations: int = 5000
@@ -108,12 +112,14 @@ class TrainConfig:
     checkpoint_every: int = 100
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = field(default="float32", metadata={"later": True})
+    step_range: tuple[float, float] = field(default=(1.0, 1.0), metadata={"later": True})
+    whole_weight: float = field(default=0.0, metadata={"later": True})
 
     def __post_init__(self) -> None:
         for name in ("iterations", "batch_size", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-        for name in ("warmup", "clip", "coarse_weight", "validate_every", "validation_cases"):
+        for name in ("warmup", "clip", "coarse_weight", "whole_weight", "validate_every", "validation_cases"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be >= 0 and finite, got {getattr(self, name)}")
         if not 0 <= self.ema < 1 or not 0 <= self.foreground <= 1:
@@ -126,6 +132,8 @@ class TrainConfig:
             raise ValueError(f"betas must be two numbers in [0, 1), got {self.betas}")
         if self.canvas is not None and (len(self.canvas) != 2 or min(self.canvas) < 1):
             raise ValueError(f"canvas must be two numbers >= 1, got {self.canvas}")
+        if len(self.step_range) != 2 or not 0 < self.step_range[0] <= self.step_range[1] < math.inf:
+            raise ValueError(f"step_range must be two numbers > 0, the least first, got {self.step_range}")
         if self.seed < 0:
             raise ValueError(f"seed must be >= 0, got {self.seed}")
         if self.schedule not in ("cosine", "exponential"):

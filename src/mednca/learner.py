@@ -7,6 +7,7 @@ import math
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +16,7 @@ from mednca.baselines import build
 from mednca.checkpoint import TrainState
 from mednca.config import RunConfig, TrainConfig
 from mednca.errors import InputError
-from mednca.losses import cross_entropy, dice_loss
+from mednca.losses import cross_entropy, dice_loss, whole_dice_loss
 from mednca.modelfile import ModelFile
 from mednca.nca import Run, downscale
 from mednca.sentinel import Sentinel
@@ -53,7 +54,9 @@ class Learner:
         kind = self.device.split(":")[0]
         half = kind != "cpu" or settings.precision == "bfloat16"
         with torch.autocast(kind, torch.bfloat16, enabled=half):
-            outputs = self.model(image, seed=fire_seed, items=items, patches=patches, run=run)
+            outputs = self.model(
+                image, seed=fire_seed, items=items, patches=patches, steps=self.steps(iteration), run=run
+            )
         loss = torch.zeros((), device=self.device)
         dice = foreground = 0.0
         for level, (cells, window) in enumerate(outputs):
@@ -65,6 +68,8 @@ class Learner:
             logits = self.model.logits(cells).float()
             overlap = dice_loss(logits, goal)
             level_loss = overlap + cross_entropy(logits, goal)
+            if settings.whole_weight and goal.shape[1] > 1:
+                level_loss = level_loss + settings.whole_weight * whole_dice_loss(logits, goal)
             loss = loss + (level_loss if finest else settings.coarse_weight * level_loss)
             if finest:
                 dice, foreground = 1 - float(overlap.detach()), float(goal.sum(dim=1).mean())
@@ -82,6 +87,16 @@ class Learner:
                 for kept, now in zip(self.mean.buffers(), self.model.buffers(), strict=True):
                     kept.copy_(now)  # statistics of batch norms are running means already
         return {"loss": loss_value, "dice": dice, "foreground": foreground, "gradient_norm": norm}
+
+    def steps(self, iteration: int) -> tuple[int, ...] | None:
+        """Iteration -> steps of each level, by one factor drawn from `step_range`; None for the model's
+        own."""
+        least, largest = self.config.train.step_range
+        if least == largest == 1:
+            return None
+        rng = np.random.default_rng((self.config.train.seed, self.state.attempt, iteration, 1))
+        factor = float(np.exp(rng.uniform(math.log(least), math.log(largest))))
+        return tuple(max(1, round(steps * factor)) for steps in self.config.model.steps)
 
     def recover(self, verdict: str) -> dict[str, Any]:
         """Verdict -> what was done: a new start from another seed, or back to the last healthy weights."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from mednca.config import AugmentConfig, PredictConfig, RunConfig, TrainConfig
 from mednca.errors import InputError
@@ -72,6 +72,7 @@ class Budget:
 
     Attributes:
         parameters: Most parameters of the model.
+        perception: Kind of the rule's filters.
         channels: n, where the image needs no more.
         hidden: Most hidden units h.
         side: Cells of a slice's longer side beyond which the scan is worked on at a coarser spacing...
@@ -85,6 +86,7 @@ class Budget:
     """
 
     parameters: int
+    perception: Literal["dense", "depthwise"]
     channels: int
     hidden: int
     side: int
@@ -99,9 +101,9 @@ class Budget:
 
 #: Name on the command line -> budget.
 BUDGETS = {
-    "pi": Budget(20_000, 16, 64, 96, 12, 256, 48, 1e-2, 5000, 1),
-    "laptop": Budget(45_000, 24, 96, 128, 16, 512, 40, 8e-3, 4000, 1),
-    "best": Budget(70_016, 32, 128, 192, 24, 1024, 32, 7e-3, 5000, 3),
+    "pi": Budget(20_000, "depthwise", 16, 64, 96, 12, 256, 48, 1e-2, 5000, 1),
+    "laptop": Budget(45_000, "depthwise", 24, 96, 128, 16, 512, 40, 8e-3, 4000, 1),
+    "best": Budget(70_016, "dense", 16, 128, 192, 24, 1024, 32, 5e-3, 5000, 3),
 }
 
 
@@ -182,7 +184,7 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
         ),
         Choice(
             "rule",
-            f"depthwise, n = {model.channels}, h = {model.hidden}",
+            f"{model.perception}, n = {model.channels}, h = {model.hidden}",
             f"{parameters(model):,} of at most {limits.parameters:,} parameters",
         ),
         Choice(
@@ -290,8 +292,9 @@ def shape_model(images: int, cells: tuple[int, int], span: int, limits: Budget) 
         halvings -= 1
     levels = halvings + 1
     channels = max(limits.channels, -(-(images + 13) // 4) * 4)
-    # 20 n for the two depthwise filters, h (4 n + 1) for the update
-    hidden = (limits.parameters // levels - 20 * channels) // (4 * channels + 1) // 8 * 8
+    # two filters with bias, h (4 n + 1) for the update
+    filters = 20 * channels if limits.perception == "depthwise" else 18 * channels**2 + 2 * channels
+    hidden = (limits.parameters // levels - filters) // (4 * channels + 1) // 8 * 8
     if hidden < 16:
         raise ValueError(f"{images} image channels need more than {limits.parameters:,} parameters")
     scales = tuple(2**level for level in range(halvings, -1, -1))
@@ -300,7 +303,7 @@ def shape_model(images: int, cells: tuple[int, int], span: int, limits: Budget) 
         image_channels=images,
         channels=channels,
         hidden=min(hidden, limits.hidden),
-        perception="depthwise",
+        perception=limits.perception,
         scales=scales,
         steps=(max(8, math.ceil(rest / scales[0])), *(8,) * halvings),
         fire_rate=FIRE_RATE,
