@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -141,6 +142,16 @@ def test_channels_of_one_file_become_a_file_each(tmp_path: Path) -> None:
     assert np.array_equal(own.data, written.data) and np.allclose(own.affine, written.affine)
 
 
+def test_of_chosen_channels_only_these_are_written(tmp_path: Path) -> None:
+    cases = find_labelled_cases(write_msd(tmp_path / "data", channels=2), None)
+    chosen = [replace(case, channels=(1,)) for case in cases.cases]
+    cases = replace(cases, cases=tuple(chosen), channels=("echo 1",))
+    folder = export_raw(cases, split_folds(cases, 5, 0), tmp_path / "out")
+    assert sorted(p.name for p in (folder / "imagesTr").iterdir()) == [f"{n}_0000.nii.gz" for n in IDS]
+    own, written = read_case(chosen[0].images), read_volume(folder / "imagesTr" / "scan_01_0000.nii.gz")
+    assert np.array_equal(own.data[1:], written.data)
+
+
 def test_a_format_that_nnunet_cannot_read_becomes_nifti(tmp_path: Path) -> None:
     cases = find_labelled_cases(write_msd(tmp_path / "data", ending=".nii"), None)
     folder = export_raw(cases, split_folds(cases, 5, 0), tmp_path / "out", merge=False)
@@ -158,7 +169,8 @@ def test_flat_images_stay_png_and_are_trained_in_2d_only(tmp_path: Path, mode: s
     cases = find_labelled_cases(write_pngs(tmp_path / "data", mode), None)
     folder = export_raw(cases, split_folds(cases, 2, 0), tmp_path / "out")
     meta = json.loads((folder / "dataset.json").read_text())
-    assert meta["file_ending"] == ".png" and len(meta["channel_names"]) == channels
+    assert meta["file_ending"] == ".png"
+    assert meta["channel_names"] == {str(at): f"channel {at}" for at in range(channels)}
     assert sorted(p.name for p in (folder / "imagesTr").iterdir()) == [f"s{n}_0000.png" for n in range(4)]
     assert configurations(folder) == ("2d",)
     assert not any("3d" in line for line in next_commands(folder))
