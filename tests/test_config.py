@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from mednca.config import AugmentConfig, PredictConfig, RunConfig, TrainConfig, from_dict, to_dict
 from mednca.errors import InputError
+from mednca.fingerprint import Fingerprint, slice_axis
 from mednca.nca import MedNCA
-from mednca.recipes import RECIPES, Fingerprint, recipe, slice_axis, with_classes
+from mednca.recipes import RECIPES, recipe, with_classes
 from mednca.rule import MedNCAConfig
 from mednca.slices import PreprocessConfig
 

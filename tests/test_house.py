@@ -32,8 +32,16 @@ LIGHT = [
     *("volume", "formats", "io", "cases", "doctor"),
     *("metrics", "evaluate", "report"),
     *("export", "bench", "calibrate"),
-    *("rule", "config", "recipes", "modelfile", "card", "cli"),
-    *("commands", "commands.predict", "commands.models", "commands.data", "commands.train", "commands.bench"),
+    *("rule", "config", "fingerprint", "cost", "plan", "recipes", "dataset", "modelfile", "card", "cli"),
+    *(
+        "commands",
+        "commands.predict",
+        "commands.models",
+        "commands.data",
+        "commands.plan",
+        "commands.train",
+        "commands.bench",
+    ),
     *("backends", "backends.numpy", "engine", "predict", "segment"),
 ]
 #: Modules that talk to a person; the others log.

@@ -11,11 +11,13 @@ from typing import Any
 from mednca.commands.bench import Bench
 from mednca.commands.data import Doctor, Phantoms
 from mednca.commands.models import Calibrate, Export, ImportOfficial, Info
+from mednca.commands.plan import Plan
 from mednca.commands.predict import Evaluate, Predict
 from mednca.commands.train import Train
 
 #: Name on the command line -> command.
 COMMANDS: dict[str, type[Any]] = {
+    "plan": Plan,
     "train": Train,
     "predict": Predict,
     "evaluate": Evaluate,
