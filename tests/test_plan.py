@@ -118,6 +118,7 @@ def test_training_takes_longer_with_more_of_anything() -> None:
         replace(base, train=replace(base.train, batch_size=base.train.batch_size + 1)),
         replace(base, train=replace(base.train, patch=base.train.patch and base.train.patch + 8)),
         replace(base, train=replace(base.train, canvas=(256, 256))),
+        replace(base, model=replace(base.model, image_channels=9)),
     ):
         assert iteration_seconds(more) > seconds
 
@@ -232,6 +233,11 @@ def test_a_crop_of_one_organ_is_taken_as_it_is() -> None:
     assert settings.preprocess.spacing == (1.0, 1.0) and settings.preprocess.context == 1
     assert (settings.model.scales, settings.model.steps) == ((8, 4, 2, 1), (8, 8, 8, 8))
     assert (settings.model.channels, settings.model.hidden, settings.train.canvas) == (32, 128, (48, 64))
+
+
+def test_one_huge_slice_does_not_make_the_canvas_huge() -> None:
+    odd = replace(CROPS, largest=(35, 400, 36))
+    assert plan(odd).config.train.canvas == (40, 64)  # 1.25 times the median of 50, rounded up
 
 
 def test_a_large_image_is_worked_on_coarser_unless_what_is_sought_is_small() -> None:
