@@ -28,7 +28,7 @@ from mednca import __version__
 from mednca.cases import find_cases
 from mednca.checkpoint import RunFolder
 from mednca.config import RunConfig, to_dict
-from mednca.dataset import fingerprint, load_scans, training_case
+from mednca.dataset import fingerprint, load_scans, training_cases
 from mednca.errors import InputError
 from mednca.evaluate import evaluate
 from mednca.files import atomic_write
@@ -86,7 +86,7 @@ def configure(data: Fingerprint, change: Change, seed: int, iterations: int) -> 
 def measure(config: RunConfig, training: Any, held_out: Any, labels: dict[int, str]) -> dict[str, Any]:
     """Configuration and scans -> Dice on the held-out phantoms, events and CPU seconds of one training."""
     started = time.process_time()
-    cases = [training_case(scan, config) for scan in training]
+    cases = [case for scan in training for case in training_cases(scan, config)]
     with tempfile.TemporaryDirectory() as folder:
         split = {"training": [scan.id for scan in training], "validation": []}
         run = RunFolder.create(Path(folder) / "run", config, split)

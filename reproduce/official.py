@@ -45,7 +45,7 @@ def score(model: ModelFile, case: Case, *, seed: int = 0, engine: str = "auto") 
     label = class_numbers(scan.label, config)
     image = prepare_image(scan.image, config.preprocess)
     share = share_with_torch(model, choose("cpu", engine))
-    shares = predict_slices(share, config.model, image, config.preprocess, seed=seed)
+    shares = predict_slices(share, config, image, seed=seed)
     small = prepare_label(label, config.preprocess, 1)
     mask = decide(restore(shares, scan.image, config.preprocess), config.predict.threshold, (1,))
     return {

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_training import config, slices
 
-from mednca.augment import TrainingCase, canvas_grid, draw_patches, sample_batch, vary_intensity
+from mednca.augment import TrainingCase, canvas_grid, draw_patches, mirrors, sample_batch, vary_intensity
 from mednca.config import AugmentConfig, RunConfig
 from mednca.rule import MedNCAConfig
+from mednca.slices import PreprocessConfig, with_context
 
 NOTHING = AugmentConfig((), 0, 0, 0, 0, 0, 0, 0, 0)
 GEOMETRY = AugmentConfig(gamma=0, brightness=0, noise=0, bias=0, flip=(0, 1), rotation=40, stretch=0.3)
@@ -68,6 +69,53 @@ def test_a_larger_slice_is_cropped_anywhere_inside() -> None:
     assert len(corners) == 20
     for x, y in corners:  # never beyond the middle of the first pixel
         assert x >= -1 + 1 / 12 - 1e-3 and y >= -1 + 1 / 16 - 1e-3
+
+
+def several_axes(context: int = 1, flip: tuple[int, ...] = (0,)) -> RunConfig:
+    """A configuration of slices along all axes, only mirrored."""
+    run = config(batch_size=64)
+    return replace(
+        run,
+        model=replace(run.model, image_channels=2 * context + 1),
+        preprocess=PreprocessConfig(context=context, axes=(2, 0, 1)),
+        augment=replace(NOTHING, flip=flip),
+    )
+
+
+@pytest.mark.parametrize(
+    ("flip", "wanted"),
+    [
+        ((), {2: ((), False), 0: ((), False), 1: ((), False)}),
+        ((0,), {2: ((0,), False), 0: ((), True), 1: ((0,), False)}),  # left and right
+        ((1,), {2: ((1,), False), 0: ((0,), False), 1: ((), True)}),  # front and back
+    ],
+)
+def test_slices_along_all_axes_are_mirrored_along_the_same_axes_of_the_body(
+    flip: tuple[int, ...], wanted: dict[int, tuple[tuple[int, ...], bool]]
+) -> None:
+    run = several_axes(flip=flip)
+    assert {axis: mirrors(run, axis) for axis in wanted} == wanted
+    one = replace(run, preprocess=replace(run.preprocess, axes=(0,)))
+    assert mirrors(one, 0) == (flip, False)  # of one axis: as they were named
+
+
+def test_a_mirrored_body_gives_the_slices_of_mirrored_batches() -> None:
+    """What left-right mirroring draws of sagittal and coronal slices are slices of the mirrored body."""
+    body = np.random.default_rng(0).random((16, 16, 16)).astype(np.float32)  # x, y, z
+    run = several_axes()
+    for axis in (0, 1, 2):
+        found = [
+            with_context(np.moveaxis(scan, axis, 0)[:, None], np.arange(16), 1) for scan in (body, body[::-1])
+        ]
+        image = np.ascontiguousarray(np.moveaxis(body, axis, 0)[:, None])
+        case = TrainingCase("body", image, np.zeros((16, 16, 16), np.uint8), axis)
+        batch = sample_batch([case], run, (16, 16), np.random.default_rng(1)).image.numpy()
+        plain, mirrored = (
+            [bool((np.abs(item - of_scan).max(axis=(1, 2, 3)) < 1e-6).any()) for item in batch]
+            for of_scan in found
+        )
+        assert all(a != b for a, b in zip(plain, mirrored, strict=True))  # each is of one body
+        assert 16 < sum(plain) < 48
 
 
 @properties

@@ -35,7 +35,7 @@ from tests.small import tiny_model
 MODELS = {
     "own grid": tiny_model(),
     "resampled, neighbours": tiny_model(context=1, spacing=(1.3, 0.9)),
-    "coronal, two classes": tiny_model(classes=2, axis=1),
+    "coronal, two classes": tiny_model(classes=2, axes=(1,)),
     "stretched, two channels": tiny_model(modalities=2, size=(16, 16), normalise="slice"),
 }
 

@@ -17,7 +17,7 @@ from mednca.dataset import (
     load_scan,
     load_scans,
     scan_ranges,
-    training_case,
+    training_cases,
 )
 from mednca.errors import InputError
 from mednca.rule import MedNCAConfig
@@ -31,10 +31,24 @@ def test_a_scan_and_its_label_are_read(tmp_path: Path) -> None:
     image, label = blob(1)
     assert scan.id == "scan_01"
     assert np.array_equal(scan.image.data[0], image) and np.array_equal(scan.label.data[0], label)
-    case = training_case(scan, config())
+    (case,) = training_cases(scan, config())
     assert case.image.shape == (4, 1, 16, 16) and case.label.shape == (4, 16, 16)
     assert np.array_equal(case.label, label.transpose(2, 0, 1))
     assert case.foreground_slices.tolist() == np.flatnonzero(label.any(axis=(0, 1))).tolist()
+
+
+def test_a_scan_is_cut_along_every_axis_of_the_model(tmp_path: Path) -> None:
+    cases = write_cases(tmp_path, 1)
+    scan = load_scans(cases.cases)[0]
+    run = replace(config(), preprocess=PreprocessConfig(axes=(2, 0, 1)))
+    found = training_cases(scan, run)
+    assert [case.axis for case in found] == [2, 0, 1]
+    assert [case.image.shape for case in found] == [(4, 1, 16, 16), (16, 1, 16, 4), (16, 1, 16, 4)]
+    label = blob(1)[1]
+    for case in found:
+        (alone,) = training_cases(scan, replace(config(), preprocess=PreprocessConfig(axes=(case.axis,))))
+        assert np.array_equal(case.image, alone.image) and np.array_equal(case.label, alone.label)
+        assert np.array_equal(np.moveaxis(case.label, 0, case.axis), label)
 
 
 def test_what_does_not_fit_together_is_refused(tmp_path: Path) -> None:
@@ -61,7 +75,7 @@ def test_what_does_not_fit_together_is_refused(tmp_path: Path) -> None:
         two = replace(
             config(), preprocess=PreprocessConfig(2), model=MedNCAConfig(image_channels=2, channels=8)
         )
-        training_case(load_scan(Case("a", (image,), label, "a")), two)
+        training_cases(load_scan(Case("a", (image,), label, "a")), two)
 
 
 def test_label_values_must_be_the_data_sets(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MODELS = {
     "one channel": tiny_model(card={"licence": "a licence", "attribution": "the makers"}),
     "neighbours": tiny_model(context=1),
-    "two classes, two channels": tiny_model(classes=2, modalities=2, axis=1),
+    "two classes, two channels": tiny_model(classes=2, modalities=2, axes=(1,)),
     "scaled by slice": tiny_model(context=2, size=(19, 22), normalise="slice"),
 }
 
@@ -80,9 +80,7 @@ def expected_mask(model: ModelFile, scan: NDArray[np.float32], number: int) -> N
     else:
         scan = np.stack([[rescale(channel) for channel in channels] for channels in scan])
     share = share_with(model, "eager", "cpu")
-    shares = predict_slices(
-        share, config.model, scan, config.preprocess, seed=0, ensemble=config.predict.ensemble
-    )
+    shares = predict_slices(share, config, scan, seed=0, ensemble=config.predict.ensemble)
     assert 0.03 < (shares.sum(axis=1) > 0.5).mean() < 0.97  # no trivial mask
     return decide(shares[number], config.predict.threshold, config.values)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from mednca.losses import cross_entropy, dice_loss
+from mednca.losses import cross_entropy, dice_loss, whole_dice_loss
 
 
 def test_one_class_is_binary_cross_entropy() -> None:
@@ -52,3 +52,14 @@ def test_the_gradient_survives_saturated_logits() -> None:
             cross_entropy(logits, target).backward()
             assert logits.grad is not None and torch.isfinite(logits.grad).all()
             assert logits.grad[:, 0].abs().min() > 0.1 / classes
+
+
+def test_the_whole_foreground_has_the_dice_of_its_classes_together() -> None:
+    # Probabilities 1/3 each: 2/3 for the foreground; targets of different classes in the two cells.
+    target = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])
+    expected = 1 - (2 * 4 / 3 + 1) / (4 / 3 + 2 + 1)
+    torch.testing.assert_close(whole_dice_loss(torch.zeros(1, 2, 1, 2), target), torch.tensor(expected))
+    one = torch.rand(2, 1, 3, 3)
+    torch.testing.assert_close(
+        whole_dice_loss(one, target[:, :1, :, :1]), dice_loss(one, target[:, :1, :, :1])
+    )

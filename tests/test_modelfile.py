@@ -17,12 +17,21 @@ from numpy.typing import NDArray
 from small_training import model_file
 
 import mednca.modelfile as modelfile
-from mednca.config import to_dict
+from mednca.config import BaselineConfig, RunConfig, TrainConfig, to_dict
 from mednca.errors import InputError
 from mednca.files import atomic_write
-from mednca.modelfile import ModelFile, find_model, load_model, save_model
+from mednca.modelfile import (
+    SHIPPED,
+    ModelFile,
+    find_model,
+    load_model,
+    save_model,
+    shipped_models,
+    to_bytes,
+)
 from mednca.nca import MedNCA
 from mednca.recipes import Fingerprint, recipe
+from mednca.rule import MedNCAConfig
 
 
 def write(path: Path, weights: dict[str, NDArray[Any]] | None = None, **header: Any) -> Path:
@@ -56,6 +65,21 @@ def test_a_model_comes_back_and_its_bytes_with_it(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".part-*"))
 
 
+def test_what_is_younger_than_the_format_changes_no_model_that_does_not_use_it(tmp_path: Path) -> None:
+    weights = {"a": np.zeros(1, np.float32)}
+    old = ModelFile(RunConfig(), weights)
+    assert old.hash == "87fad5173d29e125"  # by the first release
+    one_level = MedNCAConfig(scales=(1,), steps=(1,))
+    network = RunConfig(model=one_level, baseline=BaselineConfig("unet"))
+    in_half = replace(network, train=TrainConfig(precision="bfloat16"))
+    models = [ModelFile(config, weights) for config in (RunConfig(model=one_level), network, in_half)]
+    assert len({model.hash for model in [old, *models]}) == 4
+    for model in models[1:]:
+        assert load_model(save_model(tmp_path / "m.safetensors", model)).config == model.config
+    shipped = find_model("hippocampus")
+    assert to_bytes(load_model(shipped)) == shipped.read_bytes()
+
+
 def test_the_hash_names_configuration_and_weights(tmp_path: Path) -> None:
     model = model_file()
     assert model.hash == model_file(name="another card").hash and len(model.hash) == 16
@@ -67,6 +91,23 @@ def test_the_hash_names_configuration_and_weights(tmp_path: Path) -> None:
     paper = recipe("paper_hippocampus", Fingerprint(1, (1.0, 1.0, 1.0), (35, 51, 36), {1: "x"}))
     whole = ModelFile(paper, MedNCA(paper.model).weights())  # whole numbers where floats belong
     assert load_model(save_model(tmp_path / "paper.safetensors", whole)).hash == whole.hash
+
+
+def test_a_model_of_one_axis_is_stored_as_before_there_were_several(tmp_path: Path) -> None:
+    """Older programs read it, and its hash is that of its stored configuration."""
+    model = model_file()
+    path = save_model(tmp_path / "a.safetensors", model)
+    with safetensors.safe_open(str(path), "np") as file:
+        config = json.loads(file.metadata()["mednca"])["config"]
+    assert config["preprocess"]["axis"] == 2 and "axes" not in config["preprocess"]
+    several = replace(model.config, preprocess=replace(model.config.preprocess, axes=(2, 0, 1)))
+    back = load_model(save_model(tmp_path / "b.safetensors", replace(model, config=several)))
+    assert back.config == several and back.hash != model.hash
+
+
+@pytest.mark.parametrize("name", shipped_models())
+def test_shipped_models_keep_the_hash_of_their_card(name: str) -> None:
+    assert f"`{load_model(name).hash}`" in (SHIPPED / f"{name}.md").read_text()
 
 
 def test_building_and_loading_leave_torchs_generator_alone(tmp_path: Path) -> None:

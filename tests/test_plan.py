@@ -100,6 +100,13 @@ def test_a_slice_is_counted_with_its_padding_and_every_run_of_the_ensemble() -> 
     assert slice_multiply_adds(lean, (35, 50)) == 3 * multiply_adds(lean.model, 40, 56)
 
 
+def test_a_scan_seen_along_three_axes_is_counted_three_times() -> None:
+    model = plan(CROPS).config.model
+    views = 36 * multiply_adds(model, 40, 56) + 35 * multiply_adds(model, 56, 40)
+    views += 50 * multiply_adds(model, 40, 40)
+    assert plan(CROPS).cost.multiply_adds == round(3 * views / 36)  # three runs, by axial slices
+
+
 def test_the_papers_model_costs_what_the_papers_model_costs() -> None:
     paper = RunConfig(model=MedNCAConfig())
     flat = replace(CROPS, shape=(50, 35, 1))
@@ -118,7 +125,11 @@ def test_training_takes_longer_with_more_of_anything() -> None:
         replace(base, train=replace(base.train, batch_size=base.train.batch_size + 1)),
         replace(base, train=replace(base.train, patch=base.train.patch and base.train.patch + 8)),
         replace(base, train=replace(base.train, canvas=(256, 256))),
-        replace(base, model=replace(base.model, image_channels=9)),
+        replace(
+            base,
+            model=replace(base.model, image_channels=5),
+            preprocess=replace(base.preprocess, context=2),
+        ),
     ):
         assert iteration_seconds(more) > seconds
 
@@ -190,7 +201,8 @@ def test_a_plan_keeps_its_laws_whatever_the_data(data: Fingerprint, budget: str)
     made = plan(data, budget)
     limits, settings, model = BUDGETS[budget], made.config, made.config.model
     assert parameters(model) == made.cost.parameters <= limits.parameters
-    assert LEAST_HIDDEN <= model.hidden <= limits.hidden and model.perception == "depthwise"
+    assert LEAST_HIDDEN <= model.hidden <= limits.hidden
+    assert model.perception in ("depthwise", limits.perception)
     assert model.channels % 16 == model.hidden % 16 == 0  # the engines pad to that
     assert model.channels >= model.image_channels + model.classes + 8
     assert model.scales == tuple(2**level for level in reversed(range(len(model.scales))))
@@ -211,7 +223,14 @@ def test_slices_are_never_finer_than_they_are_nor_larger_than_the_budget(
     data: Fingerprint, budget: str
 ) -> None:
     preprocess = plan(data, budget).config.preprocess
-    plane = [axis for axis in range(3) if axis != preprocess.axis]
+    axes = preprocess.axes
+    plane = [axis for axis in range(3) if axis != axes[0]]
+    if len(axes) == 3:
+        own = sorted(data.spacing)[1]
+        spacing = preprocess.spacing or (0.0, 0.0)
+        assert own <= spacing[0] == spacing[1] and budget == "best" and data.spacing_known
+        assert max(data.shape) * min(data.spacing) / spacing[0] <= 1.2 * BUDGETS[budget].limit
+        return
     if preprocess.size is not None:
         assert not data.spacing_known
         assert all(cells <= data.shape[a] for cells, a in zip(preprocess.size, plane, strict=True))
@@ -232,12 +251,16 @@ def test_a_crop_of_one_organ_is_taken_as_it_is() -> None:
     settings = plan(CROPS).config
     assert settings.preprocess.spacing == (1.0, 1.0) and settings.preprocess.context == 1
     assert (settings.model.scales, settings.model.steps) == ((8, 4, 2, 1), (8, 8, 8, 8))
-    assert (settings.model.channels, settings.model.hidden, settings.train.canvas) == (32, 128, (48, 64))
+    assert settings.preprocess.axes == (2, 0, 1) and settings.train.canvas == (64, 64)
+    assert settings.model.perception == "dense"
+    assert (settings.model.channels, settings.model.hidden) == (16, 128)
+    lean = plan(CROPS, "pi").config
+    assert (lean.preprocess.axes, lean.train.canvas) == ((2,), (48, 64))
 
 
 def test_one_huge_slice_does_not_make_the_canvas_huge() -> None:
     odd = replace(CROPS, largest=(35, 400, 36))
-    assert plan(odd).config.train.canvas == (40, 64)  # 1.25 times the median of 50, rounded up
+    assert plan(odd, "laptop").config.train.canvas == (40, 64)  # 1.25 times the median of 50, rounded up
 
 
 def test_a_large_image_is_worked_on_coarser_unless_what_is_sought_is_small() -> None:
@@ -251,7 +274,7 @@ def test_a_large_image_is_worked_on_coarser_unless_what_is_sought_is_small() -> 
 
 def test_thick_slices_are_cut_and_resampled_in_their_plane_only() -> None:
     preprocess = plan(PROSTATE, "best").config.preprocess
-    assert preprocess.axis == 2 and preprocess.spacing == pytest.approx((1.0, 1.0))
+    assert preprocess.axes == (2,) and preprocess.spacing == pytest.approx((1.0, 1.0))
     assert "3 mm apart" in plan(PROSTATE, "best").choices[0].why
 
 
@@ -264,7 +287,9 @@ def test_sizes_that_differ_without_a_spacing_are_stretched_to_one() -> None:
     assert plan(replace(odd, least=(150, 150, 15), largest=(170, 170, 47))).config.preprocess.size is None
 
 
-def test_channels_that_leave_no_room_cost_the_neighbours_first() -> None:
+def test_channels_that_leave_no_room_cost_dense_filters_then_neighbours() -> None:
+    rule = plan(replace(CROPS, modalities=4)).config
+    assert (rule.model.perception, rule.model.channels, rule.preprocess.context) == ("depthwise", 32, 1)
     assert plan(replace(CROPS, modalities=2), "pi").config.preprocess.context == 1
     many = plan(replace(CROPS, modalities=12), "pi")
     assert many.config.preprocess.context == 0 and "no room" in many.choices[2].why

@@ -39,7 +39,7 @@ CODES = [
 MODELS = {
     "own grid": tiny_model(),
     "native": tiny_model(context=1, spacing=(1.3, 0.9)),
-    "coronal, two classes": tiny_model(classes=2, axis=1),
+    "coronal, two classes": tiny_model(classes=2, axes=(1,)),
     "stretched": tiny_model(size=(16, 16), normalise="slice"),
 }
 

@@ -112,7 +112,7 @@ def test_a_scan_in_any_orientation_comes_back_on_its_own_grid(
 ) -> None:
     upright = ramp(shape, channels=2)
     scan = upright.oriented(codes)
-    config = PreprocessConfig(modalities=2, axis=axis, context=context)
+    config = PreprocessConfig(modalities=2, axes=(axis,), context=context)
     slices = prepare_image(scan, config)
     assert np.array_equal(slices, prepare_image(upright, config))
     back = restore(slices, scan, config)  # the image in the place of probabilities
@@ -133,9 +133,9 @@ def test_resampled_slices_come_back_where_they_were(codes: str) -> None:
 def test_sizes_follow_the_plane() -> None:
     assert [plane_axes(axis) for axis in range(3)] == [(1, 2), (0, 2), (0, 1)]
     shape, spacing = (10, 20, 30), (1.0, 2.0, 0.5)
-    assert plane_size(shape, spacing, PreprocessConfig(axis=1)) == (10, 30)
-    assert plane_size(shape, spacing, PreprocessConfig(axis=1, spacing=(2.0, 1.0))) == (5, 15)
-    assert plane_size(shape, spacing, PreprocessConfig(axis=0, size=(8, 9), spacing=(1.0, 1.0))) == (8, 9)
+    assert plane_size(shape, spacing, PreprocessConfig(axes=(1,))) == (10, 30)
+    assert plane_size(shape, spacing, PreprocessConfig(axes=(1,), spacing=(2.0, 1.0))) == (5, 15)
+    assert plane_size(shape, spacing, PreprocessConfig(axes=(0,), size=(8, 9), spacing=(1.0, 1.0))) == (8, 9)
     assert plane_size((1, 1, 5), spacing, PreprocessConfig(spacing=(9.0, 9.0))) == (2, 2)
 
 
@@ -219,7 +219,11 @@ def test_padding_holds_the_image_where_it_says(size: tuple[int, int], multiple: 
     [
         {"modalities": 0},
         {"context": -1},
-        {"axis": 3},
+        {"axes": (3,)},
+        {"axes": ()},
+        {"axes": (0, 2, 0)},
+        {"size": (64, 64), "axes": (0, 1)},
+        {"spacing": (1.0, 2.0), "axes": (0, 1)},
         {"normalise": "none"},
         {"size": (64,)},
         {"size": (1, 64)},

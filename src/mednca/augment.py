@@ -11,7 +11,7 @@ Shapes: S slices, I image channels, K classes, H x W pixels of a slice, Hc x Wc 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -21,18 +21,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mednca.config import AugmentConfig, RunConfig
-from mednca.slices import with_context
+from mednca.slices import plane_axes, with_context
 
 Patches = list[tuple[Tensor, tuple[int, int]]]
 
 
 @dataclass(frozen=True)
 class TrainingCase:
-    """One case ready for training: image float32 (S, M, H, W), label uint8 (S, H, W) with values 0 to K."""
+    """One case, cut along one axis, ready for training: image float32 (S, M, H, W), label uint8 (S, H, W)
+    with values 0 to K."""
 
     id: str
     image: NDArray[np.float32]
     label: NDArray[np.uint8]
+    axis: int = 2
 
     @cached_property
     def foreground_slices(self) -> NDArray[np.int64]:
@@ -61,9 +63,13 @@ def sample_batch(
         if len(candidates) == 0 or rng.random() >= config.train.foreground:
             candidates = np.arange(len(case.image))
         index = candidates[rng.integers(len(candidates))]
-        image = with_context(case.image, np.array([index]), config.preprocess.context)
+        flip, across = mirrors(config, case.axis)
+        slices, place = case.image, index
+        if across and rng.random() < 0.5:
+            slices, place = slices[::-1], len(slices) - 1 - index
+        image = with_context(slices, np.array([place]), config.preprocess.context)
         target = one_hot(case.label[index], config.model.classes)
-        grid = canvas_grid(target.shape[-2:], canvas, config.augment, rng)
+        grid = canvas_grid(target.shape[-2:], canvas, replace(config.augment, flip=flip), rng)
         images.append(
             F.grid_sample(torch.from_numpy(image), grid, padding_mode="border", align_corners=False)
         )
@@ -71,6 +77,19 @@ def sample_batch(
     image_batch = vary_intensity(torch.cat(images), config.augment, rng)
     target_batch = torch.cat(targets)
     return Batch(image_batch, target_batch, draw_patches(target_batch, config, rng))
+
+
+def mirrors(config: RunConfig, axis: int) -> tuple[tuple[int, ...], bool]:
+    """Configuration and the axis that a slice is cut along -> its in-plane axes that may be mirrored, and
+    whether the order of its neighbours may be reversed.
+
+    `config.augment.flip` names axes of the body by what they are in slices along the main axis.
+    """
+    main, *others = config.preprocess.axes
+    if not others:
+        return config.augment.flip, False
+    body = {plane_axes(main)[row_or_column] for row_or_column in config.augment.flip}
+    return tuple(i for i, there in enumerate(plane_axes(axis)) if there in body), axis in body
 
 
 def one_hot(label: NDArray[np.uint8], classes: int) -> Tensor:

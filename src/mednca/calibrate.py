@@ -41,7 +41,8 @@ def measure_range(
 
     Args:
         model: The model; a range that it has is not looked at.
-        images: Prepared scans (S, M, H, W), as `mednca.slices.prepare_image` makes them.
+        images: Prepared scans (S, M, H, W), as `mednca.slices.prepare_image` makes them, along each axis of
+            the model.
         seed: Draws the slices and names the fire masks.
         pixels: About how many pixels to look at; at least one slice is.
         progress: Called with pixels done and pixels in all.
@@ -49,6 +50,7 @@ def measure_range(
     Returns:
         {"levels": [{"state": [n], "views": [2n], "hidden": [h]}, ...]}, four digits of each number.
     """
+    model.require_automaton("a calibration")
     config, preprocess = model.config.model, model.config.preprocess
     rules = [Measured(config, model.weights, level) for level in range(len(config.scales))]
     every = [(scan, number) for scan, image in enumerate(images) for number in range(len(image))]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
+from mednca.config import BaselineConfig
 from mednca.modelfile import ModelFile
+from mednca.rule import MedNCAConfig
 
 AXES = ("sagittal", "coronal", "axial")
 WIDTH = 100
@@ -14,10 +16,6 @@ WIDTH = 100
 def describe(model: ModelFile) -> str:
     """Model -> its card, one "name   value" a line; what the model file does not state is left out."""
     config, card = model.config, model.card
-    rule = config.model
-    levels = ", ".join(
-        f"1/{scale} of the resolution" if scale > 1 else "full resolution" for scale in rule.scales
-    )
     decision = [f"threshold {config.predict.threshold:g}"]
     if config.predict.ensemble > 1:
         decision.append(f"mean of {config.predict.ensemble} runs")
@@ -28,9 +26,7 @@ def describe(model: ModelFile) -> str:
         "model": f"{card.get('name') or 'unnamed'} ({model.hash})",
         "description": card.get("description"),
         "parameters": f"{model.parameters:,}",
-        "levels": f"{len(rule.scales)}: {levels}",
-        "steps": f"{' + '.join(map(str, rule.steps))}, each cell updates with a chance of {rule.fire_rate:g}",
-        "cells": f"{rule.channels} channels, {rule.hidden} hidden units, {rule.perception} perception",
+        **(_rule(config.model) if config.baseline is None else {"network": _baseline(config.baseline)}),
         "input": _input(model),
         "labels": ", ".join(f"{value} {name}" for value, name in labels)
         + (" (all labels of the data merged)" if config.merge else ""),
@@ -70,9 +66,29 @@ def model_warnings(model: ModelFile) -> list[str]:
     return [f"the training of this model is not finished (iteration {done} of {wanted})"]
 
 
+def _rule(rule: MedNCAConfig) -> dict[str, str]:
+    levels = ", ".join(
+        f"1/{scale} of the resolution" if scale > 1 else "full resolution" for scale in rule.scales
+    )
+    return {
+        "levels": f"{len(rule.scales)}: {levels}",
+        "steps": f"{' + '.join(map(str, rule.steps))}, each cell updates with a chance of {rule.fire_rate:g}",
+        "cells": f"{rule.channels} channels, {rule.hidden} hidden units, {rule.perception} perception",
+    }
+
+
+def _baseline(network: BaselineConfig) -> str:
+    told = [f"the baseline {network.name!r}"]
+    if network.name == "unet":
+        told.append(f"{network.depth} blocks, {network.filters} filters in the first, norm {network.norm}")
+    if network.copies > 1:
+        told.append(f"sees the image {network.copies} times")
+    return ", ".join([*told, "predicts with the extra train only"])
+
+
 def _input(model: ModelFile) -> str:
     config = model.config.preprocess
-    parts = [f"{config.modalities} channel(s)", f"{AXES[config.axis]} slices"]
+    parts = [f"{config.modalities} channel(s)", f"{', '.join(AXES[axis] for axis in config.axes)} slices"]
     if config.context:
         parts.append(f"each with {config.context} neighbour(s) on both sides")
     if config.size:

@@ -2,6 +2,10 @@
 
 `RunConfig` holds one of each: what the model is, how scans become slices, how it is trained. What to compute
 is configuration; where (paths, device) is an argument.
+
+A setting that came after version 1 of the model file is declared with `field(metadata={"later": True})`.
+While it holds its default it is stored in no model file and is no part of a model's hash (`to_dict`), so that
+models that do not use it stay the same to the bit.
 """
 
 from __future__ import annotations
@@ -26,8 +30,10 @@ class AugmentConfig:
     """How training images are varied. Probabilities and ranges; 0 switches a part off.
 
     Attributes:
-        flip: In-plane axes (0 rows, 1 columns) that may be mirrored. Rows of an axial or coronal slice run
-            from left to right, where anatomy is nearly symmetric.
+        flip: In-plane axes (0 rows, 1 columns) that may be mirrored, of slices along the main axis. Rows of
+            an axial or coronal slice run from left to right, where anatomy is nearly symmetric. Slices along
+            further axes are mirrored along the same axes of the body; where that is the axis that they are
+            cut along, the order of the neighbouring slices is reversed.
         rotation: Largest angle in degrees.
         scale: Largest relative change of size, common to both axes; 0.2 draws from 1/1.2 to 1.2.
         stretch: Largest relative change of one axis against the other.
@@ -80,6 +86,12 @@ class TrainConfig:
         validation_cases: Cases that are looked at then (the final report has all).
         checkpoint_every: Iterations between checkpoints.
         seed: Of everything: weights, samples, augmentation, fire masks.
+        precision: Of the forward pass on the CPU, for baselines; cellular automata compute in float32 there.
+            On CUDA it is bfloat16 for every model. Weights and optimiser are float32 always.
+        step_range: Least and largest factor on the steps of every level, drawn anew in each iteration, evenly
+            on a logarithmic scale. A rule that has seen many numbers of steps keeps its mask when it runs on.
+        whole_weight: Weight of the Dice loss of all classes together, beside that of each; for one class it
+            has nothing to add.
     """
 
     iterations: int = 5000
@@ -99,12 +111,15 @@ class TrainConfig:
     validation_cases: int = 6
     checkpoint_every: int = 100
     seed: int = 0
+    precision: Literal["float32", "bfloat16"] = field(default="float32", metadata={"later": True})
+    step_range: tuple[float, float] = field(default=(1.0, 1.0), metadata={"later": True})
+    whole_weight: float = field(default=0.0, metadata={"later": True})
 
     def __post_init__(self) -> None:
         for name in ("iterations", "batch_size", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-        for name in ("warmup", "clip", "coarse_weight", "validate_every", "validation_cases"):
+        for name in ("warmup", "clip", "coarse_weight", "whole_weight", "validate_every", "validation_cases"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be >= 0 and finite, got {getattr(self, name)}")
         if not 0 <= self.ema < 1 or not 0 <= self.foreground <= 1:
@@ -117,12 +132,16 @@ class TrainConfig:
             raise ValueError(f"betas must be two numbers in [0, 1), got {self.betas}")
         if self.canvas is not None and (len(self.canvas) != 2 or min(self.canvas) < 1):
             raise ValueError(f"canvas must be two numbers >= 1, got {self.canvas}")
+        if len(self.step_range) != 2 or not 0 < self.step_range[0] <= self.step_range[1] < math.inf:
+            raise ValueError(f"step_range must be two numbers > 0, the least first, got {self.step_range}")
         if self.seed < 0:
             raise ValueError(f"seed must be >= 0, got {self.seed}")
         if self.schedule not in ("cosine", "exponential"):
             raise ValueError(f"schedule must be 'cosine' or 'exponential', got {self.schedule!r}")
         if self.patch is not None and self.patch < 2:
             raise ValueError(f"patch must be >= 2, got {self.patch}")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
 
 
 @dataclass(frozen=True)
@@ -147,6 +166,48 @@ class PredictConfig:
 
 
 @dataclass(frozen=True)
+class BaselineConfig:
+    """A network that the cellular automata are compared with; `mednca.baselines` builds it.
+
+    Attributes:
+        name: "unet", "seg_nca", or "smp:ENCODER" for a U-Net of segmentation-models-pytorch on that encoder.
+        filters: Of the first block of the U-Net; each further one has twice as many.
+        depth: Blocks of the U-Net on its way down; each but the last halves the image.
+        norm: Normalisation after each convolution of the U-Net.
+        copies: How often the network sees the image channels, side by side; the paper's U-Net saw its grey
+            image three times.
+    """
+
+    name: str = "unet"
+    filters: int = 64
+    depth: int = 5
+    norm: Literal["none", "batch", "instance"] = "none"
+    copies: int = 1
+
+    def __post_init__(self) -> None:
+        encoder = self.name.removeprefix("smp:") if self.name.startswith("smp:") else ""
+        if self.name not in ("unet", "seg_nca") and not encoder:
+            raise ValueError(f"name must be 'unet', 'seg_nca' or 'smp:ENCODER', got {self.name!r}")
+        for name in ("filters", "copies"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 2 <= self.depth <= 8:
+            raise ValueError(f"depth must be from 2 to 8, got {self.depth}")
+        if self.norm not in ("none", "batch", "instance"):
+            raise ValueError(f"norm must be 'none', 'batch' or 'instance', got {self.norm!r}")
+
+    @property
+    def multiple(self) -> int:
+        """What the height and width of an image must be a multiple of."""
+        return {"unet": 1 << (self.depth - 1), "seg_nca": 1}.get(self.name, 32)
+
+    @property
+    def smallest(self) -> int:
+        """The least height and width of an image: 2 x 2 cells at the bottom, for norms to have a variance."""
+        return 2 * self.multiple
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that decides a training, apart from the data.
 
@@ -154,6 +215,8 @@ class RunConfig:
         labels: Name of each of the K classes.
         values: Value of each class in label files and in masks.
         merge: Whether all labels of the data are merged into one class.
+        model: Shape of the cellular automaton; of a baseline its image channels and classes, on one level.
+        baseline: The network that is trained instead of Med-NCA; None trains Med-NCA.
     """
 
     recipe: str = "native"
@@ -165,6 +228,7 @@ class RunConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)
+    baseline: BaselineConfig | None = field(default=None, metadata={"later": True})
 
     def __post_init__(self) -> None:
         if len(self.labels) != self.model.classes:
@@ -183,18 +247,50 @@ class RunConfig:
                 f"model has {self.model.image_channels} image channels, its preprocessing gives "
                 f"{self.preprocess.image_channels}"
             )
+        if self.baseline is not None and self.model.scales != (1,):
+            raise ValueError(f"scales of the model must be (1,) for a baseline, got {self.model.scales}")
+        automaton = self.baseline is None or self.baseline.name == "seg_nca"
+        if automaton and self.train.precision != "float32":
+            raise ValueError(
+                f"precision must be 'float32' for a cellular automaton, got {self.train.precision!r}"
+            )
+
+    @property
+    def multiple(self) -> int:
+        """What the height and width of an image must be a multiple of."""
+        return (self.baseline or self.model).multiple
+
+    @property
+    def smallest(self) -> int:
+        """The least height and width of an image."""
+        return (self.baseline or self.model).smallest
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """Config -> plain dictionary, complete, ready for JSON, the same before and after it was stored.
+def to_dict(config: Any, *, complete: bool = True) -> dict[str, Any]:
+    """Config -> plain dictionary, ready for JSON, the same before and after it was stored.
 
     A whole number given for a float becomes one, as it will when read back: hashes are taken of this.
+
+    Args:
+        config: A frozen dataclass of this module.
+        complete: False leaves out later settings that hold their default, as model files and hashes do.
 
     Raises:
         InputError: If a value does not have the type that its field says.
     """
-    values = dataclasses.asdict(config)
-    return dataclasses.asdict(from_dict(type(config), values, type(config).__name__))
+    config = from_dict(type(config), dataclasses.asdict(config), type(config).__name__)
+    return dataclasses.asdict(config) if complete else _without_later(config)
+
+
+def _without_later(config: Any) -> dict[str, Any]:
+    """Config -> plain dictionary without later settings that hold their default."""
+    result = {}
+    for part in dataclasses.fields(config):
+        value = getattr(config, part.name)
+        if part.metadata.get("later") and value == part.default:
+            continue
+        result[part.name] = _without_later(value) if dataclasses.is_dataclass(value) else value
+    return result
 
 
 def from_dict(kind: type[T], values: Any, where: str) -> T:
@@ -212,6 +308,7 @@ def from_dict(kind: type[T], values: Any, where: str) -> T:
         raise InputError(
             f"{where}: expected a table of settings for {kind.__name__}, got {type(values).__name__}"
         )
+    values = upgraded(values) if (upgraded := getattr(kind, "upgraded", None)) else values
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(values) - set(hints))
     if unknown:

@@ -26,7 +26,8 @@ class Cost:
 
     Attributes:
         parameters: Of the model.
-        multiply_adds: Of a slice, with padding and ensemble, as if every cell fired.
+        multiply_adds: Of a slice along the main axis, with padding and ensemble, as if every cell fired;
+            where a scan is looked at along several axes, of the scan divided by these slices.
         fired_multiply_adds: The same without the cells that do not fire, in the mean.
         ratio_64: How many times as many the paper's model takes on the same grid: two levels, dense, n = 32,
             h = 128, 64 steps each.
@@ -46,13 +47,16 @@ class Cost:
 
 def cost_of(config: RunConfig, data: Fingerprint) -> Cost:
     """Configuration and fingerprint -> what it costs on such data."""
-    size = plane_size(data.shape, data.spacing, config.preprocess)
-    here = slice_multiply_adds(config, size)
+    views = config.preprocess.views
+    sizes = [plane_size(data.shape, data.spacing, view) for view in views]
+    slices = [data.shape[view.axis] for view in views]
+    scan = sum(n * slice_multiply_adds(config, size) for n, size in zip(slices, sizes, strict=True))
+    here, size = scan / slices[0], sizes[0]
     height, width = padded_size(padded_size(size, config.model.multiple, config.model.smallest), 4, 8)
     paper = {steps: multiply_adds(MedNCAConfig(steps=(steps, steps)), height, width) for steps in (64, 16)}
     return Cost(
         parameters=parameters(config.model),
-        multiply_adds=here,
+        multiply_adds=round(here),
         fired_multiply_adds=round(here * config.model.fire_rate),
         ratio_64=round(paper[64] / here, 2),
         ratio_16=round(paper[16] / here, 2),
@@ -88,6 +92,7 @@ def iteration_seconds(config: RunConfig) -> float:
 
 def training_bytes(config: RunConfig, data: Fingerprint) -> float:
     """Configuration and fingerprint -> rough bytes of memory of training: all scans, and them as slices."""
-    height, width = plane_size(data.shape, data.spacing, config.preprocess)
-    scan = math.prod(data.shape) * (4 * data.modalities + 1) * data.cases
-    return FIXED_BYTES + scan + data.slices * height * width * (4 * data.modalities + 1)
+    cells = math.prod(data.shape)
+    for view in config.preprocess.views:
+        cells += data.shape[view.axis] * math.prod(plane_size(data.shape, data.spacing, view))
+    return FIXED_BYTES + data.cases * cells * (4 * data.modalities + 1)

@@ -146,8 +146,8 @@ def class_numbers(label: Volume, config: RunConfig) -> Volume:
     return label.with_data(numbers)
 
 
-def training_case(scan: LabelledScan, config: RunConfig) -> TrainingCase:
-    """Scan -> slices as the model sees them, with the classes of the model.
+def training_cases(scan: LabelledScan, config: RunConfig) -> list[TrainingCase]:
+    """Scan -> its slices along each axis of the model, as the model sees them, with the classes of the model.
 
     Raises:
         InputError: If the scan has another number of channels than the configuration says.
@@ -159,9 +159,16 @@ def training_case(scan: LabelledScan, config: RunConfig) -> TrainingCase:
             f"case {scan.id}: the configuration is for {config.preprocess.modalities} channel(s), "
             f"got {scan.image.channels}"
         )
-    image = prepare_image(scan.image, config.preprocess)
-    label = prepare_label(class_numbers(scan.label, config), config.preprocess, config.model.classes)
-    return TrainingCase(scan.id, image, label)
+    classes = class_numbers(scan.label, config)
+    return [
+        TrainingCase(
+            scan.id,
+            prepare_image(scan.image, view),
+            prepare_label(classes, view, config.model.classes),
+            view.axis,
+        )
+        for view in config.preprocess.views
+    ]
 
 
 def scan_ranges(scans: Sequence[LabelledScan]) -> dict[str, list[list[float]]]:

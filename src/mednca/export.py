@@ -49,6 +49,7 @@ def export(source: str | Path, form: str, out: Path, *, force: bool = False) -> 
     if form not in FORMS:
         raise InputError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
     model, path = load_model(source), find_model(source)
+    model.require_automaton("an export")
     contents = FORMS[form](model, path, Path(out))
     for file in contents:
         if file.exists() and not force:
@@ -175,7 +176,7 @@ def facts(model: ModelFile, level: int) -> dict[str, str]:
         "channels": rule.channels,
         "modalities": config.preprocess.modalities,
         "context": config.preprocess.context,
-        "axis": config.preprocess.axis,
+        "axes": config.preprocess.axes,
         "normalise": config.preprocess.normalise,
         "spacing_mm": config.preprocess.spacing,
         "size": config.preprocess.size,
@@ -211,7 +212,7 @@ def page(model: ModelFile, names: Sequence[str]) -> str:
     prepare = [
         f"the scan, {pre.modalities} channel(s), on its RAS+ axes (x to the right, y to the front, z up)",
         scaled if pre.normalise == "volume" else "",
-        _CUTS[pre.axis],
+        "; or ".join(_CUTS[axis] for axis in pre.axes),
         f"stretched to {pre.size[0]} x {pre.size[1]} pixels" if pre.size else "",
         f"resampled to {pre.spacing[0]:g} x {pre.spacing[1]:g} mm" if pre.spacing and not pre.size else "",
         scaled if pre.normalise == "slice" else "",

@@ -48,3 +48,12 @@ def slice_axis(data: Fingerprint) -> int:
     largest = max(range(3), key=lambda a: data.spacing[a])
     others = [s for a, s in enumerate(data.spacing) if a != largest]
     return largest if data.spacing[largest] > 1.5 * max(others) else 2
+
+
+def slice_axes(data: Fingerprint) -> tuple[int, ...]:
+    """The axes to cut along, the main one first: all three of a nearly isotropic volume, with known spacings
+    within a factor of 1.5 and at least 16 voxels along each axis; else one."""
+    main = slice_axis(data)
+    if not data.spacing_known or min(data.shape) < 16 or max(data.spacing) > 1.5 * min(data.spacing):
+        return (main,)
+    return (main, *(axis for axis in range(3) if axis != main))

@@ -7,16 +7,18 @@ import math
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mednca.augment import Batch
+from mednca.baselines import build
 from mednca.checkpoint import TrainState
 from mednca.config import RunConfig, TrainConfig
 from mednca.errors import InputError
-from mednca.losses import cross_entropy, dice_loss
+from mednca.losses import cross_entropy, dice_loss, whole_dice_loss
 from mednca.modelfile import ModelFile
-from mednca.nca import MedNCA, Run, downscale
+from mednca.nca import Run, downscale
 from mednca.sentinel import Sentinel
 
 #: Re-seeds and roll-backs after which a training gives up.
@@ -36,8 +38,8 @@ class Learner:
         """Fresh weights, mean and optimiser from a seed; torch's global generator is left as it was."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.model = MedNCA(self.config.model).to(self.device)
-            self.mean = MedNCA(self.config.model).to(self.device).requires_grad_(False)
+            self.model = build(self.config).to(self.device)
+            self.mean = build(self.config).to(self.device).requires_grad_(False)
         self.mean.load_state_dict(self.model.state_dict())
         self.optimizer = torch.optim.Adam(self.model.parameters(), betas=self.config.train.betas)
 
@@ -49,8 +51,12 @@ class Learner:
         patches = batch.patches and [(origins.to(self.device), size) for origins, size in batch.patches]
         fire_seed = settings.seed * 1_000_003 + self.state.attempt
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.device != "cpu"):
-            outputs = self.model(image, seed=fire_seed, items=items, patches=patches, run=run)
+        kind = self.device.split(":")[0]
+        half = kind != "cpu" or settings.precision == "bfloat16"
+        with torch.autocast(kind, torch.bfloat16, enabled=half):
+            outputs = self.model(
+                image, seed=fire_seed, items=items, patches=patches, steps=self.steps(iteration), run=run
+            )
         loss = torch.zeros((), device=self.device)
         dice = foreground = 0.0
         for level, (cells, window) in enumerate(outputs):
@@ -62,6 +68,8 @@ class Learner:
             logits = self.model.logits(cells).float()
             overlap = dice_loss(logits, goal)
             level_loss = overlap + cross_entropy(logits, goal)
+            if settings.whole_weight and goal.shape[1] > 1:
+                level_loss = level_loss + settings.whole_weight * whole_dice_loss(logits, goal)
             loss = loss + (level_loss if finest else settings.coarse_weight * level_loss)
             if finest:
                 dice, foreground = 1 - float(overlap.detach()), float(goal.sum(dim=1).mean())
@@ -76,7 +84,19 @@ class Learner:
             keep = min(settings.ema, (1 + iteration) / (10 + iteration)) if settings.ema else 0.0
             with torch.no_grad():
                 torch._foreach_lerp_(list(self.mean.parameters()), list(self.model.parameters()), 1 - keep)
+                for kept, now in zip(self.mean.buffers(), self.model.buffers(), strict=True):
+                    kept.copy_(now)  # statistics of batch norms are running means already
         return {"loss": loss_value, "dice": dice, "foreground": foreground, "gradient_norm": norm}
+
+    def steps(self, iteration: int) -> tuple[int, ...] | None:
+        """Iteration -> steps of each level, by one factor drawn from `step_range`; None for the model's
+        own."""
+        least, largest = self.config.train.step_range
+        if least == largest == 1:
+            return None
+        rng = np.random.default_rng((self.config.train.seed, self.state.attempt, iteration, 1))
+        factor = float(np.exp(rng.uniform(math.log(least), math.log(largest))))
+        return tuple(max(1, round(steps * factor)) for steps in self.config.model.steps)
 
     def recover(self, verdict: str) -> dict[str, Any]:
         """Verdict -> what was done: a new start from another seed, or back to the last healthy weights."""
@@ -108,7 +128,10 @@ class Learner:
         moments = self.optimizer.state_dict()["state"]  # by number; empty before the first step
         for number, (name, _) in enumerate(self.model.named_parameters()):
             named |= {f"{p}.{name}": torch.as_tensor(value) for p, value in moments.get(number, {}).items()}
-        return {name: tensor.detach().cpu().clone() for name, tensor in named.items()}
+        return {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in named.items()
+        }
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of `tensors`.
@@ -135,7 +158,10 @@ class Learner:
                 continue
             if shapes != {"step": torch.Size(), "exp_avg": weight.shape, "exp_avg_sq": weight.shape}:
                 raise InputError(f"checkpoint does not fit the configuration of its run (moments of {name})")
-            stored["state"][number] = {p: values[name].clone() for p, values in moments.items()}
+            likes = {"step": moments["step"][name], "exp_avg": weight, "exp_avg_sq": weight}  # in memory too
+            stored["state"][number] = {
+                p: torch.empty_like(like, device="cpu").copy_(moments[p][name]) for p, like in likes.items()
+            }
         self.optimizer.load_state_dict(stored)
 
     def snapshot(self) -> TrainState:

@@ -25,7 +25,16 @@ def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
 
     1 - (2 sum(p t) + 1) / (sum p + sum t + 1), as the authors have it.
     """
-    probability = probabilities(logits)
+    return _dice_loss(probabilities(logits), target)
+
+
+def whole_dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Logits and targets (B, K, H, W) -> the same of the K classes taken together as one foreground."""
+    return _dice_loss(probabilities(logits).sum(dim=1, keepdim=True), target.sum(dim=1, keepdim=True))
+
+
+def _dice_loss(probability: Tensor, target: Tensor) -> Tensor:
+    """Probabilities and targets (B, K, H, W) -> 1 - soft Dice as `dice_loss` has it."""
     axes = (0, 2, 3)
     overlap = (probability * target).sum(axes)
     total = probability.sum(axes) + target.sum(axes)

@@ -5,10 +5,12 @@ The header's metadata holds one entry, `mednca`, a JSON object::
 
     {"format": "mednca-model", "version": 1, "config": {...}, "card": {...}, "range": {...}}
 
-`config` is the complete `RunConfig` (levels, steps, preprocessing, labels, threshold, post-processing,
-training); `card` says what a user must know: training cases, scores, data, licence, attribution; `range`,
-which may be missing, has the largest magnitudes that a calibration saw, which the engine `int16` needs.
-Arrays are float32, named as `mednca.rule.weight_shapes` has them. Nothing here needs torch.
+`config` is the `RunConfig` (levels, steps, preprocessing, labels, threshold, post-processing, training),
+complete but for settings that are younger than the format and hold their default; `card` says what a user
+must know: training cases, scores, data, licence, attribution; `range`, which may be missing, has the largest
+magnitudes that a calibration saw, which the engine `int16` needs. Arrays are float32, named as
+`mednca.rule.weight_shapes` has them; those of a baseline (`config.baseline`) as its network names them, which
+is checked where the network is built. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ class ModelFile:
     def hash(self) -> str:
         """First 16 hexadecimal digits of the SHA-256 of configuration and weights: names the model in
         reports."""
-        digest = hashlib.sha256(json.dumps(to_dict(self.config), sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(stored(self.config), sort_keys=True).encode())
         for name in sorted(self.weights):
             digest.update(name.encode())
             digest.update(self.weights[name].tobytes())
@@ -64,8 +66,18 @@ class ModelFile:
 
     @property
     def parameters(self) -> int:
-        """Number of weights."""
-        return sum(array.size for array in self.weights.values())
+        """Number of learnt weights: all but the statistics of a baseline's batch norms."""
+        return sum(
+            array.size
+            for name, array in self.weights.items()
+            if not name.endswith((".running_mean", ".running_var"))
+        )
+
+    def require_automaton(self, what: str) -> None:
+        """Raise InputError for a baseline: `what` is for Med-NCA only."""
+        if self.config.baseline is not None:
+            name, baseline = self.card.get("name") or self.hash, self.config.baseline.name
+            raise InputError(f"{what} is for Med-NCA only; the model {name} is the baseline {baseline!r}")
 
 
 def save_model(path: Path, model: ModelFile, *, force: bool = True) -> Path:
@@ -84,12 +96,24 @@ def to_bytes(model: ModelFile) -> bytes:
     Raises:
         ValueError: If the range does not fit the model.
     """
-    header: dict[str, Any] = {"format": FORMAT, "version": VERSION, "config": to_dict(model.config)}
+    header: dict[str, Any] = {"format": FORMAT, "version": VERSION, "config": stored(model.config)}
     header["card"] = _without_nan(model.card)
     if model.range is not None:
         header["range"] = check_range(model.range, model.config.model)
     weights = {name: np.ascontiguousarray(array, np.float32) for name, array in model.weights.items()}
     return safetensors.numpy.save(weights, {"mednca": json.dumps(header, sort_keys=True, allow_nan=False)})
+
+
+def stored(config: RunConfig) -> dict[str, Any]:
+    """Configuration -> as model files hold it and as the hash is taken of it.
+
+    Later settings that hold their default are left out. One axis is stored as `axis`, as it was before a
+    model could have several: such a model keeps its hash, and older programs read it.
+    """
+    values = to_dict(config, complete=False)
+    if len(config.preprocess.axes) == 1:
+        values["preprocess"]["axis"] = values["preprocess"].pop("axes")[0]
+    return values
 
 
 def check_range(value: Any, config: MedNCAConfig) -> dict[str, Any]:
@@ -135,6 +159,8 @@ def load_model(source: str | Path) -> ModelFile:
     if not isinstance(card, dict):
         raise InputError(f"{path}: card: expected a table, got {type(card).__name__}")
     expected = weight_shapes(config.model)
+    if config.baseline is not None:  # only its network knows: mednca.baselines.from_weights checks
+        expected = {name: array.shape for name, array in weights.items()}
     for name, shape in expected.items():
         if name not in weights:
             raise InputError(f"{path}: weights {name!r} are missing; get the file again")

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 from mednca.config import AugmentConfig, PredictConfig, RunConfig, TrainConfig
 from mednca.cost import LANES, Cost, cost_of, iteration_seconds
 from mednca.errors import InputError
-from mednca.fingerprint import Fingerprint, slice_axis
+from mednca.fingerprint import Fingerprint, slice_axes, slice_axis
 from mednca.rule import MedNCAConfig
 from mednca.slices import PreprocessConfig, padded_size, plane_axes
+
+Perception = Literal["dense", "depthwise"]
 
 FORMAT = "mednca-plan"
 VERSION = 1
@@ -49,6 +53,8 @@ class Budget:
 
     Attributes:
         parameters: Most parameters of the model.
+        every_axis: Whether nearly isotropic volumes are looked at along all three axes.
+        perception: Kind of the rule's filters, where that leaves room for all channels.
         channels: n, where the image needs no more.
         hidden: Most hidden units h.
         side: Cells of a slice's longer side beyond which the scan is worked on at a coarser spacing...
@@ -62,6 +68,8 @@ class Budget:
     """
 
     parameters: int
+    every_axis: bool
+    perception: Perception
     channels: int
     hidden: int
     side: int
@@ -76,9 +84,9 @@ class Budget:
 
 #: Name on the command line -> budget.
 BUDGETS = {
-    "pi": Budget(20_000, 16, 64, 96, 12, 256, 48, 1e-2, 5000, 1),
-    "laptop": Budget(45_000, 32, 64, 128, 16, 512, 40, 8e-3, 4000, 1),
-    "best": Budget(70_016, 32, 128, 192, 24, 1024, 32, 7e-3, 5000, 3),
+    "pi": Budget(20_000, False, "depthwise", 16, 64, 96, 12, 256, 48, 1e-2, 5000, 1),
+    "laptop": Budget(45_000, False, "depthwise", 32, 64, 128, 16, 512, 40, 8e-3, 4000, 1),
+    "best": Budget(70_016, True, "dense", 16, 128, 192, 24, 1024, 32, 5e-3, 5000, 3),
 }
 
 
@@ -131,8 +139,8 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
     if budget not in BUDGETS:
         raise InputError(f"budget {budget!r} is not known; choose one of {', '.join(BUDGETS)}")
     limits = BUDGETS[budget]
-    axis = slice_axis(data)
-    grid = working_grid(data, axis, limits)
+    axes = slice_axes(data) if limits.every_axis else (slice_axis(data),)
+    grid = working_grid(data, axes, limits)
     span, why_span = span_of(grid, limits)
     context, model, why_context = shape_model(data, grid.room, span, limits)
     preprocess = replace(grid.preprocess, modalities=data.modalities, context=context)
@@ -143,7 +151,7 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
         model=model,
         preprocess=preprocess,
         # Left and right only: anatomy has no other mirror.
-        augment=AugmentConfig(flip=(0,) if plane_axes(axis)[0] == 0 else ()),
+        augment=AugmentConfig(flip=(0,) if plane_axes(axes[0])[0] == 0 else ()),
         train=TrainConfig(
             iterations=limits.iterations,
             canvas=canvas,
@@ -158,7 +166,7 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
     cost = cost_of(config, data)
     coarse = " x ".join(str(side // model.multiple) for side in canvas)
     choices = (
-        Choice("slices", "flat" if min(data.shape) == 1 else AXES[axis], why_axis(data, axis)),
+        Choice("slices", names_of(data, axes), why_axes(data, axes)),
         grid.choice,
         Choice("context", f"{context} on each side", why_context),
         Choice("canvas", f"{canvas[0]} x {canvas[1]}", why_span),
@@ -172,7 +180,7 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
         ),
         Choice(
             "rule",
-            f"depthwise, n {model.channels}, h {model.hidden}",
+            f"{model.perception}, n {model.channels}, h {model.hidden}",
             f"{cost.parameters:,} parameters in {len(model.scales)} levels, of at most {limits.parameters:,}",
         ),
         Choice(
@@ -206,8 +214,16 @@ def recipe_name(budget: str) -> str:
 AXES = ("sagittal", "coronal", "axial")
 
 
-def why_axis(data: Fingerprint, axis: int) -> str:
-    """Fingerprint and the chosen axis -> the reason."""
+def names_of(data: Fingerprint, axes: tuple[int, ...]) -> str:
+    """Fingerprint and the chosen axes -> what the slices are called."""
+    return "flat" if min(data.shape) == 1 else ", ".join(AXES[axis] for axis in axes)
+
+
+def why_axes(data: Fingerprint, axes: tuple[int, ...]) -> str:
+    """Fingerprint and the chosen axes -> the reason."""
+    axis = axes[0]
+    if len(axes) > 1:
+        return "voxels are nearly cubes: one rule sees slices along all axes, the probabilities are averaged"
     if data.shape[axis] == 1:
         return "images of one slice"
     rows, columns = plane_axes(axis)
@@ -216,13 +232,20 @@ def why_axis(data: Fingerprint, axis: int) -> str:
     return "no axis is clearly coarser than the others"
 
 
-def working_grid(data: Fingerprint, axis: int, limits: Budget) -> Grid:
-    """Fingerprint, slice axis and budget -> the grid to work on."""
-    plane = plane_axes(axis)
+def working_grid(data: Fingerprint, axes: tuple[int, ...], limits: Budget) -> Grid:
+    """Fingerprint, slice axes and budget -> the grid to work on, with room for the slices along each axis."""
+    planes = [plane_axes(axis) for axis in axes]
     unit = "mm" if data.spacing_known else "pixels"
-    own = [data.spacing[a] for a in plane]
-    lengths = [data.shape[a] * data.spacing[a] for a in plane]
-    width = 0.0 if data.chord is None else 2 / sum(1 / data.chord[a] for a in plane)
+    # Along several axes slices must have one spacing.
+    own = [data.spacing[a] for a in planes[0]] if len(axes) == 1 else [sorted(data.spacing)[1]] * 2
+
+    def sides(shape: tuple[int, int, int]) -> list[float]:
+        """Voxels along the RAS+ axes -> rows and columns that hold a slice along any axis, at `own`."""
+        return [max(shape[p[k]] * data.spacing[p[k]] / own[k] for p in planes) for k in (0, 1)]
+
+    lengths = [side * step for side, step in zip(sides(data.shape), own, strict=True)]
+    seen = {axis for plane in planes for axis in plane}
+    width = 0.0 if data.chord is None else len(seen) / sum(1 / data.chord[a] for a in seen)
     wanted = max(lengths) / limits.side
     if width:
         wanted = min(wanted, width / limits.across)
@@ -232,11 +255,11 @@ def working_grid(data: Fingerprint, axis: int, limits: Budget) -> Grid:
     height, breadth = (max(2, round(n / step)) for n, step in zip(lengths, spacing, strict=True))
     across = 2 * width / sum(spacing)
     told = f"{height} x {breadth} cells" + (f", {across:.0f} across the foreground" if width else "")
-    least, largest = ([(shape or data.shape)[a] for a in plane] for shape in (data.least, data.largest))
+    least, largest = (sides(shape or data.shape) for shape in (data.least, data.largest))
     if not data.spacing_known and any(b > STRETCH * a for a, b in zip(least, largest, strict=True)):
-        sizes = f"{least[0]} x {least[1]} to {largest[0]} x {largest[1]}"
+        sizes = f"{least[0]:.0f} x {least[1]:.0f} to {largest[0]:.0f} x {largest[1]:.0f}"
         why = f"sizes from {sizes} and no spacing: all are stretched to one; {told}"
-        config = PreprocessConfig(axis=axis, size=(height, breadth))
+        config = PreprocessConfig(axes=axes, size=(height, breadth))
         return Grid(
             config, (height, breadth), (height, breadth), across, Choice("size", f"{height} x {breadth}", why)
         )
@@ -248,7 +271,7 @@ def working_grid(data: Fingerprint, axis: int, limits: Budget) -> Grid:
     value = f"{spacing[0]:.3g} x {spacing[1]:.3g} {unit}" if kept else "the images' own"
     why = f"coarser than their own {own[0]:.3g} x {own[1]:.3g}" if coarser else "their own"
     choice = Choice("spacing", value, f"{why}: {told}")
-    return Grid(PreprocessConfig(axis=axis, spacing=kept), (height, breadth), (rows, columns), across, choice)
+    return Grid(PreprocessConfig(axes=axes, spacing=kept), (height, breadth), (rows, columns), across, choice)
 
 
 def span_of(grid: Grid, limits: Budget) -> tuple[int, str]:
@@ -282,11 +305,12 @@ def shape_model(
     fine = STEPS * sum(scales[1:])
     steps = (max(STEPS, math.ceil((span / FIRE_RATE - fine) / scales[0])), *(STEPS,) * halvings)
     neighbours = 1 if min(data.shape) > 1 else 0
-    for context, answers in ((neighbours, len(data.labels)), (neighbours, 1), (0, 1)):
+    for perception, context, answers in wishes(neighbours, len(data.labels), limits):
         images = data.modalities * (2 * context + 1)
         channels = max(limits.channels, -(-(images + answers + LEAST_FREE) // LANES) * LANES)
-        # Two filters of 3 x 3 with bias for each channel, then h units with bias from 3 n numbers and to n.
-        left = limits.parameters // len(scales) - 20 * channels
+        # Two convolutions of 3 x 3 with bias, then h units with bias from 3 n numbers and to n.
+        filters = 18 * channels * (1 if perception == "depthwise" else channels) + 2 * channels
+        left = limits.parameters // len(scales) - filters
         hidden = min(limits.hidden, left // (4 * channels + 1) // LANES * LANES)
         if hidden >= LEAST_HIDDEN:
             break
@@ -300,12 +324,23 @@ def shape_model(
         image_channels=images,
         channels=channels,
         hidden=hidden,
-        perception="depthwise",
+        perception=perception,
         scales=scales,
         steps=steps,
         fire_rate=FIRE_RATE,
     )
     return context, model, why
+
+
+def wishes(neighbours: int, labels: int, limits: Budget) -> Iterator[tuple[Perception, int, int]]:
+    """Neighbours and labels that there are, and budget -> perception, context and classes to try in turn.
+
+    Room for a class of each label is given up first, then dense filters, then neighbours.
+    """
+    for context in (neighbours, 0):
+        yield limits.perception, context, labels
+        yield limits.perception, context, 1
+        yield "depthwise", context, 1
 
 
 def reach(model: MedNCAConfig) -> float:

@@ -8,6 +8,7 @@ slices, and `slices.py` leads there and back: `numpy` and, with PyTorch, `folded
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
 import re
 import time
@@ -22,9 +23,9 @@ from numpy.typing import NDArray
 from mednca import __version__, backends, engine
 from mednca.backends import numpy as in_numpy
 from mednca.card import model_warnings
+from mednca.config import BaselineConfig, RunConfig
 from mednca.errors import InputError
 from mednca.modelfile import ModelFile, to_bytes
-from mednca.rule import MedNCAConfig
 from mednca.slices import PreprocessConfig, pad_to, prepare_image, restore, with_context
 from mednca.volume import Volume
 
@@ -91,7 +92,7 @@ class Predictor:
     saturated: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        self.engine = choose_engine(self.device, self.engine)
+        self.engine = choose_engine(self.device, self.engine, self.file.config.baseline)
         for name, value, least in (("threads", self.threads, 1), ("gate", self.gate, 0)):
             if value is not None and self.engine not in IN_C:
                 raise InputError(f"{name} is for the engines {' and '.join(IN_C)}, this one is {self.engine}")
@@ -100,7 +101,15 @@ class Predictor:
         self._hash = self.file.hash
         if self.engine in IN_C:
             self.threads = self.threads or engine.processors()
-            self._model = open_in_c(self.file, self.engine, seed=self.seed, gate=self.gate)
+            self._models = [
+                open_in_c(
+                    replace(self.file, config=replace(self.file.config, preprocess=view)),
+                    self.engine,
+                    seed=self.seed,
+                    gate=self.gate,
+                )
+                for view in self.file.config.preprocess.views
+            ]
         else:
             self._share = share_with(self.file, self.engine, self.device)
 
@@ -139,7 +148,7 @@ class Predictor:
             "seed": self.seed,
             "device": self.device,
             "engine": self.engine,
-            "instructions": self._model.facts.instructions.decode() if in_c else None,
+            "instructions": self._models[0].facts.instructions.decode() if in_c else None,
             "threads": self.threads,
             "gate": self.gate,
             "ensemble": config.predict.ensemble,
@@ -162,39 +171,53 @@ class Predictor:
         """Scan -> mask, probabilities if wanted, and counts, all in C and in the grid of the scan."""
         assert self.threads is not None
         mask = np.zeros((1, *volume.shape), np.uint8)
-        classes = self.file.config.model.classes if self.probability else 0
+        config, views = self.file.config, len(self._models)
+        classes = config.model.classes if self.probability or views > 1 else 0
         probability = np.zeros((classes, *volume.shape), np.float32)
+        average = probability if views == 1 else np.zeros_like(probability)
         spacing = np.empty(3)
         spacing[io_orientation(volume.affine)[:, 0].astype(int)] = volume.spacing
-        counts = self._model.segment(
-            along_body(readable(volume.data), volume),
-            along_body(mask, volume)[0],
-            along_body(probability, volume) if classes else None,
-            spacing=spacing.tolist(),
-            threads=self.threads,
-            progress=progress,
-        )
+        parts = []
+        for model, tell in zip(self._models, steps_of(progress, volume, config.preprocess), strict=True):
+            part = model.segment(
+                along_body(readable(volume.data), volume),
+                along_body(mask, volume)[0],
+                along_body(probability, volume) if classes else None,
+                spacing=spacing.tolist(),
+                threads=self.threads,
+                progress=tell,
+            )
+            parts.append(part)
+            if views > 1:
+                average += probability / np.float32(views)
+        if views > 1:
+            mask[0] = decide(average, config.predict.threshold, config.values)
+        counts = engine.Counts.total(parts)
         self.saturated += counts.saturated
         computed = round(counts.cells / max(1, counts.all), 4)
         told = {"computed": computed, "saturated": counts.saturated, "not_finite": counts.broken}
-        return mask[0], probability, told
+        return mask[0], average, told
 
     def _in_slices(self, volume: Volume, progress: Progress | None) -> Found:
         """The same, by whatever computes slices."""
         config = self.file.config
-        shares = predict_slices(
-            self._share,
-            config.model,
-            prepare_image(volume, config.preprocess),
-            config.preprocess,
-            seed=self.seed,
-            ensemble=config.predict.ensemble,
-            progress=progress,
-        )
-        in_grid = restore(shares, volume, config.preprocess)
-        mask = decide(in_grid, config.predict.threshold, config.values)
-        not_finite = int((~np.isfinite(shares)).sum())
-        return mask, in_grid, {"computed": None, "saturated": None, "not_finite": not_finite}
+        views = config.preprocess.views
+        average = np.zeros((config.model.classes, *volume.shape), np.float32)
+        not_finite = 0
+        tell = steps_of(progress, volume, config.preprocess)
+        for number, view in enumerate(views):
+            shares = predict_slices(
+                self._share,
+                replace(config, preprocess=view),
+                prepare_image(volume, view),
+                seed=self.seed,
+                ensemble=config.predict.ensemble,
+                progress=tell[number],
+            )
+            not_finite += int((~np.isfinite(shares)).sum())
+            average += restore(shares, volume, view) / np.float32(len(views))
+        mask = decide(average, config.predict.threshold, config.values)
+        return mask, average, {"computed": None, "saturated": None, "not_finite": not_finite}
 
 
 def with_ensemble(model: ModelFile, members: int | None) -> ModelFile:
@@ -215,18 +238,31 @@ def with_ensemble(model: ModelFile, members: int | None) -> ModelFile:
 # ---- Engines ----
 
 
-def choose_engine(device: str, name: str = "auto") -> str:
-    """Device and name of an engine of prediction -> the engine's name; "auto" takes the fastest that works.
+def choose_engine(device: str, name: str = "auto", baseline: BaselineConfig | None = None) -> str:
+    """Device, name of an engine of prediction, and what is not Med-NCA -> the engine's name; "auto" takes the
+    fastest that works.
 
     That is `native` on the CPU, or `numpy`, with a warning in the log, where the C library is missing, and
-    `folded` on every other device.
+    `folded` on every other device; for a baseline always `eager`, in float32.
 
     Raises:
-        InputError: If there is no such device or engine here, or the engine does not run on the device.
+        InputError: If there is no such device or engine here, or the engine does not run on the device or
+            does not run the baseline, or PyTorch, which that needs, is not installed.
     """
+    if baseline is not None and importlib.util.find_spec("torch") is None:
+        raise InputError(
+            f"a baseline ({baseline.name}) needs PyTorch, which is not installed; pip install 'mednca[train]'"
+        )
     check_device(device)
     if name not in ("auto", *ENGINES):
         raise InputError(f"engine must be auto or one of {', '.join(ENGINES)}, got {name!r}")
+    if baseline is not None:
+        if name not in ("auto", "eager"):
+            raise InputError(
+                f"the engine {name!r} runs Med-NCA only, this model is the baseline {baseline.name!r}; "
+                "use 'auto' or 'eager'"
+            )
+        return "eager"
     if device != "cpu":
         if name in ("native", "int16", "numpy"):
             raise InputError(f"the engine {name!r} runs on the CPU only, got device {device!r}; use 'auto'")
@@ -288,9 +324,10 @@ def share_with_torch(file: ModelFile, run: Run, device: str = "cpu") -> Share:
     """Model and a way to run a rule in PyTorch -> how it computes slices."""
     import torch
 
-    from mednca.nca import MedNCA, probabilities
+    from mednca.baselines import from_weights
+    from mednca.nca import probabilities
 
-    model = MedNCA.from_weights(file.config.model, file.weights).to(device)
+    model = from_weights(file.config, file.weights).to(device)
 
     def share(image: Array, numbers: NDArray[np.int64], seed: int) -> Array:
         try:
@@ -310,9 +347,8 @@ def share_with_torch(file: ModelFile, run: Run, device: str = "cpu") -> Share:
 
 def predict_slices(
     share: Share,
-    model: MedNCAConfig,
+    config: RunConfig,
     image: Array,
-    preprocess: PreprocessConfig,
     *,
     seed: int,
     ensemble: int = 1,
@@ -324,13 +360,12 @@ def predict_slices(
     nor the result depends on how many.
     """
     count, _, height, width = image.shape
-    result = np.zeros((count, model.classes, height, width), np.float32)
+    result = np.zeros((count, config.model.classes, height, width), np.float32)
     at_once = max(1, CELLS // (height * width))
     for start in range(0, count, at_once):
         numbers = np.arange(start, min(start + at_once, count))
-        stack, inside = pad_to(
-            with_context(image, numbers, preprocess.context), model.multiple, model.smallest
-        )
+        seen = with_context(image, numbers, config.preprocess.context)
+        stack, inside = pad_to(seen, config.multiple, config.smallest)
         for member in range(ensemble):
             result[numbers] += share(stack, numbers, seed + member)[..., inside[0], inside[1]] / ensemble
         if progress:
@@ -343,6 +378,18 @@ def decide(probability: Array, threshold: float, values: tuple[int, ...]) -> NDA
     where the foreground as a whole exceeds the threshold, else 0."""
     foreground = probability.sum(axis=0) > threshold
     return np.where(foreground, np.array(values, np.uint8)[probability.argmax(axis=0)], 0).astype(np.uint8)
+
+
+def steps_of(progress: Progress | None, volume: Volume, config: PreprocessConfig) -> list[Progress | None]:
+    """What to call with slices done and slices in all -> what each view of the scan calls with its own."""
+    shape = volume.canonical().shape
+    lengths = [shape[axis] for axis in config.axes]
+
+    def told(view: int) -> Progress | None:
+        before, total = sum(lengths[:view]), sum(lengths)
+        return None if progress is None else lambda done, _: progress(before + done, total)
+
+    return [told(view) for view in range(len(lengths))]
 
 
 # ---- Arrays ----

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
-from mednca.config import AugmentConfig, PredictConfig, RunConfig, TrainConfig
+from mednca.config import AugmentConfig, BaselineConfig, PredictConfig, RunConfig, TrainConfig
 from mednca.errors import InputError
 from mednca.fingerprint import Fingerprint as Fingerprint
 from mednca.fingerprint import slice_axis
@@ -31,7 +31,7 @@ def own_grid(data: Fingerprint) -> RunConfig:
     context = 1 if volumetric else 0
     model = MedNCAConfig(image_channels=data.modalities * (2 * context + 1), steps=(16, 16))
     spacing = (data.spacing[rows], data.spacing[columns]) if volumetric else None
-    preprocess = PreprocessConfig(modalities=data.modalities, axis=axis, context=context, spacing=spacing)
+    preprocess = PreprocessConfig(modalities=data.modalities, axes=(axis,), context=context, spacing=spacing)
     mirror = AugmentConfig(flip=(0,) if rows == 0 else ())  # left and right only: anatomy has no other mirror
     return RunConfig("own_grid", model=model, preprocess=preprocess, augment=mirror)
 
@@ -42,7 +42,7 @@ def quick(data: Fingerprint) -> RunConfig:
     The own grid with the compute-lean rule (depthwise filters, 16 channels for a scan of one modality),
     levels a factor of two apart, from a coarse one of some 24 to 48 cells across, and a short schedule: small
     batches, a higher learning rate, milder augmentation, a shorter running mean of the weights, and three
-    runs with other fire masks averaged.
+    runs with other fire masks averaged. Slices are cut along one axis, for speed.
     """
     config = own_grid(data)
     images = config.model.image_channels
@@ -78,14 +78,21 @@ def quick(data: Fingerprint) -> RunConfig:
         validation_cases=4,
     )
     predict = replace(config.predict, ensemble=3)
-    return replace(config, recipe="quick", model=model, augment=augment, train=train, predict=predict)
+    return replace(
+        config,
+        recipe="quick",
+        model=model,
+        augment=augment,
+        train=train,
+        predict=predict,
+    )
 
 
 def paper(data: Fingerprint, size: int, steps: int, batch_size: int, iterations: int) -> RunConfig:
     """The paper's setting as the authors' code has it (shared by the two recipes below)."""
     return RunConfig(
         model=MedNCAConfig(image_channels=data.modalities, steps=(steps, steps)),
-        preprocess=PreprocessConfig(modalities=data.modalities, axis=2, normalise="slice", size=(size, size)),
+        preprocess=PreprocessConfig(modalities=data.modalities, normalise="slice", size=(size, size)),
         augment=AugmentConfig((), *8 * (0.0,)),
         train=TrainConfig(
             iterations=iterations,
@@ -118,12 +125,50 @@ def paper_prostate(data: Fingerprint) -> RunConfig:
     return replace(paper(data, 256, 64, 20, 30_000), recipe="paper_prostate")
 
 
+def unet(data: Fingerprint) -> RunConfig:
+    """The classic U-Net with everything that the native recipe gives Med-NCA: its slices with their
+    neighbours, its augmentation, its choice of slices, warm-up, clipping and running mean. 36,951,425 weights
+    for a scan of one modality and one class."""
+    config = native(data)
+    return replace(
+        config,
+        recipe="unet",
+        model=replace(config.model, scales=(1,), steps=(1,)),
+        train=replace(
+            config.train,
+            patch=None,
+            learning_rate=3e-4,
+            coarse_weight=0.0,
+            checkpoint_every=500,  # 1.2 GB each
+            precision="bfloat16",
+        ),
+        baseline=BaselineConfig("unet"),
+    )
+
+
+def unet_plain(data: Fingerprint) -> RunConfig:
+    """The classic U-Net in customary settings: one slice, seen three times as in the paper, no augmentation,
+    all slices equally often, plain Adam."""
+    config = unet(data)
+    return replace(
+        config,
+        recipe="unet_plain",
+        model=replace(config.model, image_channels=data.modalities),
+        preprocess=replace(config.preprocess, context=0),
+        augment=AugmentConfig((), *8 * (0.0,)),
+        train=replace(config.train, foreground=0.0, betas=(0.9, 0.999), clip=0.0, ema=0.0, sentinel=False),
+        baseline=BaselineConfig("unet", copies=3),
+    )
+
+
 #: Name on the command line -> recipe.
 RECIPES: dict[str, Callable[[Fingerprint], RunConfig]] = {
     "native": native,
     "quick": quick,
     "paper_hippocampus": paper_hippocampus,
     "paper_prostate": paper_prostate,
+    "unet": unet,
+    "unet_plain": unet_plain,
 }
 
 

@@ -3,7 +3,8 @@ model.
 
 Everything here is NumPy. A volume is first brought to its closest RAS+ axes (a permutation and flips, no
 resampling), cut along one axis, normalised, and, if the model wants it, resized in plane; probabilities go
-the same way back, so a mask has the grid, the shape and the orientation of the scan it belongs to.
+the same way back, so a mask has the grid, the shape and the orientation of the scan it belongs to. A model of
+several axes looks at a scan once along each (`PreprocessConfig.views`).
 
 Shapes: M modalities (channels of the scan), S slices, H x W pixels of a slice after resizing, K classes;
 I = M (2 context + 1) image channels that a model sees.
@@ -11,9 +12,9 @@ I = M (2 context + 1) image channels that a model sees.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,22 +31,24 @@ class PreprocessConfig:
 
     Attributes:
         modalities: M, channels of a scan.
-        axis: Axis of the RAS+ volume that slices are cut along: 0 sagittal, 1 coronal, 2 axial.
+        axes: Axes of the RAS+ volume that slices are cut along: 0 sagittal, 1 coronal, 2 axial. The first is
+            the main one. Of several, the model is trained on the slices along each, and its probabilities
+            along each are averaged.
         context: Neighbouring slices on each side that come along as further image channels (edge slices
             repeat).
         normalise: "volume" clips each channel of a volume to its 0.5 and 99.5 percentile and scales to [0,
             1]; "slice" does so per slice, after resizing, as the authors' code does.
         spacing: In-plane spacing in mm that slices are resampled to (native recipe); None keeps the scan's
-            own.
+            own. With several axes both numbers are the same, so that the slices along each have one scale.
         size: Height and width that every slice is stretched to, whatever its shape (the paper's recipe);
-            replaces `spacing`.
+            replaces `spacing`. With several axes there is none.
 
     Raises:
         ValueError: Where a value is out of its range.
     """
 
     modalities: int = 1
-    axis: int = 2
+    axes: tuple[int, ...] = (2,)
     context: int = 0
     normalise: Literal["volume", "slice"] = "volume"
     spacing: tuple[float, float] | None = None
@@ -56,8 +59,8 @@ class PreprocessConfig:
             raise ValueError(
                 f"modalities must be >= 1 and context >= 0, got {self.modalities} and {self.context}"
             )
-        if self.axis not in (0, 1, 2):
-            raise ValueError(f"axis must be 0, 1 or 2, got {self.axis}")
+        if not self.axes or len(set(self.axes)) < len(self.axes) or not set(self.axes) <= {0, 1, 2}:
+            raise ValueError(f"axes must be one or several of 0, 1 and 2, each once, got {self.axes}")
         if self.normalise not in ("volume", "slice"):
             raise ValueError(f"normalise must be 'volume' or 'slice', got {self.normalise!r}")
         if self.size is not None and (len(self.size) != 2 or min(self.size) < 2):
@@ -65,6 +68,34 @@ class PreprocessConfig:
         spacing = (1.0, 1.0) if self.spacing is None else self.spacing
         if len(spacing) != 2 or not all(0 < step < np.inf for step in spacing):
             raise ValueError(f"spacing must be two numbers > 0 (mm), got {self.spacing}")
+        if len(self.axes) > 1 and self.size is not None:
+            raise ValueError(f"size must be None with several axes, got {self.size} and axes {self.axes}")
+        if len(self.axes) > 1 and spacing[0] != spacing[1]:
+            raise ValueError(f"spacing must be one number, twice, with several axes, got {self.spacing}")
+
+    @staticmethod
+    def upgraded(values: dict[str, Any]) -> dict[str, Any]:
+        """Settings as a file holds them -> as they are named now: one `axis` becomes `axes`."""
+        if "axis" not in values or "axes" in values:
+            return values
+        others = {name: value for name, value in values.items() if name != "axis"}
+        return others | {"axes": [values["axis"]]}
+
+    @property
+    def views(self) -> tuple[PreprocessConfig, ...]:
+        """For each axis, the main one first, how a scan becomes slices along it alone."""
+        return tuple(replace(self, axes=(axis,)) for axis in self.axes)
+
+    @property
+    def axis(self) -> int:
+        """The axis of a view.
+
+        Raises:
+            ValueError: If there are several.
+        """
+        if len(self.axes) > 1:
+            raise ValueError(f"slices are cut along one axis, got {self.axes}; take one of the views")
+        return self.axes[0]
 
     @property
     def image_channels(self) -> int:
@@ -103,10 +134,11 @@ def plane_size(
 
 
 def prepare_image(volume: Volume, config: PreprocessConfig) -> Array:
-    """Scan in its own grid -> normalised slices float32 (S, M, H, W), without context or padding.
+    """Scan in its own grid and a view -> normalised slices float32 (S, M, H, W), without context or padding.
 
     Raises:
-        ValueError: If the scan has another number of channels than `config.modalities`.
+        ValueError: If the scan has another number of channels than `config.modalities`, or there are several
+            axes.
     """
     if volume.channels != config.modalities:
         raise ValueError(f"scan must have {config.modalities} channel(s), got {volume.channels}")

@@ -27,7 +27,7 @@ from mednca.calibrate import measure_range
 from mednca.cases import CaseSet, split_folds
 from mednca.checkpoint import RunFolder, TrainState
 from mednca.config import RunConfig, to_dict
-from mednca.dataset import LabelledScan, fingerprint, load_scans, scan_ranges, training_case
+from mednca.dataset import LabelledScan, fingerprint, load_scans, scan_ranges, training_cases
 from mednca.errors import InputError
 from mednca.evaluate import evaluate
 from mednca.figures import curves
@@ -37,7 +37,7 @@ from mednca.learner import Learner, learning_rate, new_sentinel
 from mednca.metrics import dice_score
 from mednca.modelfile import ModelFile, save_model
 from mednca.plan import Plan, to_json
-from mednca.predict import Predictor, check_device
+from mednca.predict import Predictor, check_device, choose_engine
 from mednca.report import Report, merge_reports
 from mednca.sentinel import Sentinel
 
@@ -102,6 +102,7 @@ def train(
         scans = load_scans(cases.cases, lambda c: tqdm(c, desc="reading", unit="scan", disable=len(c) < 20))
     data = fingerprint(cases, scans)
     config = configure(data)
+    engine = engine_of(config, device, engine)
     if folds:
         parts = {out / f"fold_{i}": ids for i, ids in enumerate(split_folds(cases, folds, config.train.seed))}
     else:
@@ -152,6 +153,15 @@ def check_engine(device: str, engine: str) -> None:
         raise InputError(f"engine {engine!r} cannot be used: {error}") from error
 
 
+def engine_of(config: RunConfig, device: str, engine: str) -> str:
+    """Configuration, device and name of an engine of training -> the name; a baseline has no choice.
+
+    Raises:
+        InputError: If the engine does not run the baseline.
+    """
+    return engine if config.baseline is None else choose_engine(device, engine, config.baseline)
+
+
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
     """Run the block with one thread of PyTorch, then as before.
@@ -200,10 +210,10 @@ def open_run(path: Path, config: RunConfig, split: dict[str, Any], *, resume: bo
 def check_same(run: RunFolder, config: RunConfig, split: dict[str, Any]) -> None:
     """Raise InputError for a run that was started with another configuration or on another split."""
     stored, wanted = flat(to_dict(run.config())), flat(to_dict(config))
-    for name, value in stored.items():
-        if wanted[name] != value:
+    for name in stored | wanted:
+        if (asked := wanted.get(name)) != (value := stored.get(name)):
             raise InputError(
-                f"{run.path}: was started with {name} = {value}, now asked for {wanted[name]}; give the same "
+                f"{run.path}: was started with {name} = {value}, now asked for {asked}; give the same "
                 "options to resume, or --force to start anew"
             )
     if run.split() != split:
@@ -244,7 +254,7 @@ def finish(
         "training_cases": split["training"],
         "fingerprint": scan_ranges(training),
     }
-    prepared = [training_case(scan, config) for scan in training]
+    prepared = [case for scan in training for case in training_cases(scan, config)]
     held_out = [by_id[name] for name in split["validation"]]
     model = fit(run, config, prepared, held_out, card, device=device, engine=engine, progress=progress)
     curves(run.path / "curve.png", run.metrics)
@@ -288,6 +298,7 @@ def fit(
     """
     check_device(device)
     settings = config.train
+    engine = engine_of(config, device, engine)
     engine_run = choose(device, engine)
     canvas = canvas_size(training, config)
     state = run.load() or TrainState()
@@ -349,7 +360,9 @@ def fit(
             bar.update(1)
             bar.set_postfix(loss=f"{measured['loss']:.3f}", dice=f"{dice:.3f}", refresh=False)
     model = learner.model_file(card)
-    model = replace(model, range=measure_range(model, [case.image for case in training], seed=settings.seed))
+    if config.baseline is None:
+        measured_on = [case.image for case in training]
+        model = replace(model, range=measure_range(model, measured_on, seed=settings.seed))
     save_model(run.model, model)
     return model
 
@@ -360,7 +373,7 @@ def canvas_size(training: Sequence[TrainingCase], config: RunConfig) -> tuple[in
         wanted = config.train.canvas
     else:
         wanted = tuple(min(256, max(case.image.shape[axis] for case in training)) for axis in (2, 3))
-    multiple, smallest = config.model.multiple, config.model.smallest
+    multiple, smallest = config.multiple, config.smallest
     height, width = (max(smallest, -(-size // multiple) * multiple) for size in wanted)
     return height, width
 

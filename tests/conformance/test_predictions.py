@@ -83,7 +83,7 @@ def reference(
         return found
 
     image = prepare_image(volume, config.preprocess)
-    shares = predict_slices(share, config.model, image, config.preprocess, seed=seed)
+    shares = predict_slices(share, config, image, seed=seed)
     in_grid = restore(shares, volume, config.preprocess)
     told = replace(
         config.predict, ensemble=1, threshold=float(np.quantile(in_grid.sum(axis=0), 1 - share_of_voxels))
@@ -129,8 +129,8 @@ CODES = ("RAS", "LPS", "SLA", "AIR", "PSL")
 MODELS = {
     "own grid": {},
     "resampled, with neighbours": {"context": 1, "spacing": (1.3, 0.7)},
-    "coronal, two classes": {"classes": 2, "axis": 1},
-    "sagittal, two channels": {"modalities": 2, "axis": 0},
+    "coronal, two classes": {"classes": 2, "axes": (1,)},
+    "sagittal, two channels": {"modalities": 2, "axes": (0,)},
     "stretched": {"size": (24, 16), "normalise": "slice"},
     "depthwise, four levels": {
         "model": {"perception": "depthwise", "scales": (8, 4, 2, 1), "steps": (2, 3, 2, 3)}
@@ -189,7 +189,7 @@ def test_any_scan_goes_through_c_as_through_numpy(
         modalities=modalities,
         context=context,
         classes=classes,
-        axis=axis,
+        axes=(axis,),
         normalise=normalise,
         model={"steps": (2, 2)},
         **spread,
@@ -204,7 +204,7 @@ def test_any_scan_goes_through_c_as_through_numpy(
     apart = native.mask.data != plain.mask.data
     shares = plain.probability.data
     near = np.abs(shares.sum(axis=0) - 0.5) < TOLERANCE["native"]
-    tied = np.sort(shares, axis=0)[-1] - np.sort(shares, axis=0)[-min(2, classes)] < TOLERANCE["native"]
+    tied = np.sort(shares, axes=(0,))[-1] - np.sort(shares, axes=(0,))[-min(2, classes)] < TOLERANCE["native"]
     assert not (apart[0] & ~near & ~(tied & (classes > 1))).any()
     assert native.report["foreground_ml"].keys() == plain.report["foreground_ml"].keys()
 

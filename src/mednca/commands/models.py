@@ -95,7 +95,7 @@ class Calibrate:
                     f"{scan.files[0]}: this model takes scans of {preprocess.modalities} channel(s), "
                     f"got {volume.channels}"
                 )
-            images.append(prepare_image(volume, preprocess))
+            images += [prepare_image(volume, view) for view in preprocess.views]
         with tqdm(unit="pixel", unit_scale=True, delay=2, disable=True if self.quiet else None) as bar:
 
             def show(done: int, total: int) -> None:

@@ -1,0 +1,244 @@
+"""Baselines: the paper's parameter counts, the interface of Med-NCA, and the way from labelled scans to a
+report and back from any stop."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mednca.baselines import build, from_weights
+from mednca.card import describe
+from mednca.checkpoint import RunFolder
+from mednca.config import BaselineConfig, RunConfig
+from mednca.errors import InputError
+from mednca.evaluate import evaluate
+from mednca.io import read_case
+from mednca.learner import Learner
+from mednca.modelfile import ModelFile, load_model, save_model
+from mednca.nca import run_eager
+from mednca.predict import Predictor
+from mednca.recipes import Fingerprint, recipe
+from mednca.rule import MedNCAConfig
+from mednca.train import canvas_size, fit, train
+from tests.small_training import TRAIN, blob, slices, write_cases, write_scan
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TensorBoard's own
+
+UNET = BaselineConfig("unet", filters=4, depth=3)
+ONE_LEVEL = MedNCAConfig(channels=8, hidden=8, scales=(1,), steps=(4,))
+
+
+def config(baseline: BaselineConfig = UNET, classes: int = 1, **train: Any) -> RunConfig:
+    """Baseline, classes, and settings of the training that differ -> a tiny run."""
+    train = {"patch": None, "coarse_weight": 0.0, **train}
+    names, values = tuple("abc"[:classes]), tuple(range(1, classes + 1))
+    model = replace(ONE_LEVEL, classes=classes)
+    return RunConfig(
+        "tiny", names, values, classes == 1, model, train=replace(TRAIN, **train), baseline=baseline
+    )
+
+
+def parameters(run_config: RunConfig) -> int:
+    """Configuration -> weights that its network learns."""
+    with torch.device("meta"):
+        return sum(weight.numel() for weight in build(run_config).parameters())
+
+
+def model_file(run_config: RunConfig, seed: int = 0) -> ModelFile:
+    """Configuration and seed -> a model of fresh weights."""
+    torch.manual_seed(seed)
+    return ModelFile(run_config, build(run_config).weights(), {"name": "tiny"})
+
+
+# -- networks
+
+
+def test_the_unet_of_the_paper_has_its_number_of_parameters() -> None:
+    assert parameters(config(BaselineConfig("unet", copies=3), classes=3)) == 36_951_555
+
+
+def test_the_unet_of_the_recipes_has_one_output_less_for_every_class_less() -> None:
+    data = Fingerprint(1, (1.0, 1.0, 1.0), (36, 50, 36), {1: "organ"})
+    for name in ("unet", "unet_plain"):
+        assert parameters(recipe(name, data)) == 36_951_555 - 2 * 65
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "instance"])
+@pytest.mark.parametrize("copies", [1, 2])
+def test_a_baseline_gives_logits_of_the_size_of_the_image(norm: Any, copies: int) -> None:
+    two = config(replace(UNET, norm=norm, copies=copies), classes=2)
+    network = build(two)
+    image = torch.rand(3, 1, 8, 16)
+    outputs = network(image, seed=0, items=torch.arange(3), patches=None, run=run_eager)
+    assert len(outputs) == 1
+    cells, window = outputs[0]
+    assert network.logits(cells).shape == (3, 2, 8, 16)
+    assert torch.equal(window.cut(image), image)
+
+
+def test_a_size_that_the_network_cannot_take_is_refused() -> None:
+    network = build(config())
+    for size in ((8, 6), (4, 8)):
+        with pytest.raises(ValueError, match=f"multiples of 4 and at least 8, got {size[0]} x {size[1]}"):
+            network(torch.rand(1, 1, *size), seed=0, items=torch.arange(1))
+
+
+def test_what_cannot_be_a_baseline_is_refused() -> None:
+    for wrong in (
+        {"name": "vnet"},
+        {"name": "smp:"},
+        {"filters": 0},
+        {"depth": 1},
+        {"copies": 0},
+        {"norm": "x"},
+    ):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            BaselineConfig(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"scales of the model must be \(1,\) for a baseline"):
+        RunConfig(baseline=UNET)
+    with pytest.raises(ValueError, match="precision must be 'float32' for a cellular automaton"):
+        RunConfig(train=replace(TRAIN, precision="bfloat16"))
+
+
+# -- model files
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_a_stored_baseline_predicts_as_the_network_did(tmp_path: Path, norm: Any) -> None:
+    settings = config(replace(UNET, norm=norm))
+    torch.manual_seed(0)
+    network = build(settings)
+    image, items = torch.rand(2, 1, 16, 16), torch.arange(2)
+    network(image, seed=0, items=items)  # gives the batch norms statistics
+    model = load_model(save_model(tmp_path / "m.safetensors", ModelFile(settings, network.weights())))
+    assert model.config == settings
+    assert model.parameters == parameters(settings)
+    back = from_weights(settings, model.weights)
+    network.eval()
+    expected = network(image, seed=0, items=items)[0][0]
+    assert torch.equal(back(image, seed=0, items=items)[0][0], expected)
+
+
+def test_weights_of_another_network_are_refused() -> None:
+    model = model_file(config())
+    wider = replace(model, config=config(replace(UNET, filters=5)))
+    with pytest.raises(InputError, match=r"baseline 'unet': weights 'network.* must have shape \(5, "):
+        Predictor(wider)
+    with pytest.raises(InputError, match="unknown weights 'more'"):
+        Predictor(replace(model, weights=model.weights | {"more": np.zeros(1, np.float32)}))
+    short = {name: array for name, array in model.weights.items() if not name.endswith("head.bias")}
+    with pytest.raises(InputError, match=r"'network.head.bias' must have shape \(1,\), got none"):
+        Predictor(replace(model, weights=short))
+
+
+def test_a_card_tells_of_the_network() -> None:
+    told = " ".join(describe(model_file(config(replace(UNET, copies=3)))).split())
+    assert "the baseline 'unet', 3 blocks, 4 filters in the first, norm none, sees the image 3 times" in told
+    assert "steps" not in told and "levels" not in told
+
+
+# -- prediction
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 4), (7, 21, 3), (3, 3, 1)])
+def test_a_scan_of_any_size_gets_a_mask_in_its_grid(tmp_path: Path, shape: tuple[int, int, int]) -> None:
+    scan = read_case([write_scan(tmp_path / "scan.nii.gz", blob(0, shape)[0])])
+    predictor = Predictor(model_file(config()), probability=True)
+    found = predictor.predict(scan)
+    assert predictor.engine == found.report["engine"] == "eager"
+    assert found.mask.shape == shape and found.probability is not None
+    assert ((found.probability.data > 0) & (found.probability.data < 1)).all()
+
+
+@pytest.mark.parametrize("engine", ["native", "int16", "numpy", "folded"])
+def test_an_engine_of_automata_does_not_run_a_baseline(engine: str) -> None:
+    with pytest.raises(
+        InputError, match=f"the engine '{engine}' runs Med-NCA only, this model is the baseline"
+    ):
+        Predictor(model_file(config()), engine=engine)
+
+
+# -- training
+
+
+def run_fit(path: Path, settings: RunConfig) -> RunFolder:
+    """Run folder's path and configuration -> trained from wherever it stands."""
+    if not path.exists():
+        RunFolder.create(path, settings, {"training": ["a"], "validation": []})
+    run = RunFolder.open(path)
+    fit(run, settings, [slices(0), slices(1)], [], {"name": "tiny"}, progress=False)
+    return run
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_stop_changes_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Any) -> None:
+    settings = config(replace(UNET, norm="batch"), precision=precision, iterations=12)
+    whole = run_fit(tmp_path / "whole", settings)
+    step, left = Learner.step, [7]
+
+    def stopping(self: Learner, *arguments: Any) -> dict[str, float]:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    monkeypatch.setattr(Learner, "step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run_fit(tmp_path / "stopped", settings)
+    left[0] = 100
+    stopped = run_fit(tmp_path / "stopped", settings)
+    assert left[0] == 100 - 7  # it went on from the checkpoint at iteration 5
+    assert stopped.model.read_bytes() == whole.model.read_bytes()
+    assert stopped.metrics.read_bytes() == whole.metrics.read_bytes()
+
+
+def test_bfloat16_is_used_where_it_is_asked_for(tmp_path: Path) -> None:
+    models = [
+        load_model(run_fit(tmp_path / name, config(precision=name, iterations=2)).model)
+        for name in ("float32", "bfloat16")
+    ]
+    pairs = [(models[0].weights[name], models[1].weights[name]) for name in models[0].weights]
+    assert any(not np.array_equal(a, b) for a, b in pairs)
+    assert all(np.allclose(a, b, atol=0.02) for a, b in pairs)
+
+
+def test_a_unet_learns_and_is_judged_as_any_model(tmp_path: Path) -> None:
+    cases = write_cases(tmp_path / "data")
+    settings = config(iterations=60, learning_rate=1e-2, batch_size=4)
+    report = train(cases, tmp_path / "run", lambda data: settings, progress=False)
+    assert report is not None and report.summary["merged"]["dice"]["mean"] > 0.8
+    model = load_model(tmp_path / "run")
+    assert model.config == settings and model.range is None
+    held_out = json.loads((tmp_path / "run" / "split.json").read_text())["validation"]
+    again = evaluate(Predictor(model), [case for case in cases.cases if case.id in held_out])
+    assert again.summary["merged"]["dice"]["mean"] == report.summary["merged"]["dice"]["mean"]
+
+
+def test_training_with_an_engine_of_automata_is_refused_before_a_folder_is_made(tmp_path: Path) -> None:
+    cases = write_cases(tmp_path / "data", 2)
+    with pytest.raises(InputError, match="the engine 'native' runs Med-NCA only"):
+        train(cases, tmp_path / "run", lambda data: config(), engine="native", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_resumed_as_another_network(tmp_path: Path) -> None:
+    cases = write_cases(tmp_path / "data", 2)
+    start: dict[str, Any] = {"validation": 0.0, "progress": False}
+    automaton = replace(config(iterations=1), baseline=None)
+    train(cases, tmp_path / "unet", lambda data: config(iterations=1), **start)
+    train(cases, tmp_path / "nca", lambda data: automaton, **start)
+    with pytest.raises(InputError, match="was started with baseline"):
+        train(cases, tmp_path / "unet", lambda data: automaton, resume=True, **start)
+    with pytest.raises(InputError, match="was started with baseline"):
+        train(cases, tmp_path / "nca", lambda data: config(iterations=1), resume=True, **start)
+
+
+def test_the_canvas_has_a_size_that_the_network_takes() -> None:
+    deep = config(replace(UNET, depth=5))
+    assert canvas_size([slices(0)], deep) == (32, 32)
