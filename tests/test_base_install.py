@@ -28,7 +28,7 @@ PROGRAM = """
 import sys
 
 EXTRAS = {"torch", "scipy", "tensorboard", "matplotlib", "surface_distance", "SimpleITK", "PIL", "tifffile"}
-EXTRAS |= {"onnx", "onnxruntime", "openvino"}
+EXTRAS |= {"onnx", "onnxruntime", "openvino", "pooch", "requests"}
 
 class WithoutExtras:
     def __init__(self, finder):
@@ -65,7 +65,7 @@ def base(folder: Path, *words: str, status: int = 0) -> tuple[str, str]:
 def test_every_command_explains_itself(world: Path) -> None:
     assert all(name in base(world, "--help")[0] for name in COMMANDS)
     for name in COMMANDS:
-        assert "Examples" in base(world, name, "--help")[0]
+        assert "Examples" in base(world, *name.split(), "--help")[0]
 
 
 def test_what_a_model_is_can_be_told(world: Path) -> None:
@@ -142,12 +142,14 @@ def test_data_are_made_and_audited(world: Path) -> None:
         "predict model.safetensors scan.nii.gz -o mask.nii.gz --device cuda",
         "evaluate model.safetensors data --engine eager",
         "export model.safetensors --to onnx -o exported",
+        "data get Task04_Hippocampus",
     ],
 )
 def test_what_needs_an_extra_says_so_in_a_line_and_leaves_nothing(words: str, world: Path) -> None:
     before = sorted(world.rglob("*"))
     out, said = base(world, *words.split(), status=2)
-    module, extra = ("onnx", "onnx") if "onnx" in words else ("torch", "train")
+    others = {"export": ("onnx", "onnx"), "data": ("pooch", "data")}
+    module, extra = others.get(words.split()[0], ("torch", "train"))
     assert said == f"mednca: error: {module} is needed and not installed; pip install 'mednca[{extra}]'\n"
     assert not out and sorted(world.rglob("*")) == before
 

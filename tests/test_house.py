@@ -30,10 +30,12 @@ CORE = {
 LIGHT = [
     *("errors", "files", "fire", "sentinel", "slices", "synthetic", "figures"),
     *("volume", "formats", "io", "cases", "doctor"),
+    *("dicom", "join", "download"),
     *("metrics", "evaluate", "report"),
     *("export", "bench", "calibrate"),
-    *("rule", "config", "recipes", "modelfile", "card", "cli"),
+    *("rule", "config", "recipes", "modelfile", "card", "cli", "nnunet"),
     *("commands", "commands.predict", "commands.models", "commands.data", "commands.train", "commands.bench"),
+    *("commands.nnunet",),
     *("backends", "backends.numpy", "engine", "predict", "segment"),
 ]
 #: Modules that talk to a person; the others log.

@@ -102,6 +102,7 @@ def train(
         parts = {out / f"fold_{i}": ids for i, ids in enumerate(split_folds(cases, folds, config.train.seed))}
     else:
         parts = {out: held_out_cases(cases, validation, config.train.seed)}
+    sources = {case.id: case.source for case in cases.cases if case.source}
     splits = {
         path: {
             "data": cases.name,
@@ -110,6 +111,7 @@ def train(
             "seed": config.train.seed,
             "training": [scan.id for scan in scans if scan.id not in held_out],
             "validation": held_out,
+            **({"sources": sources} if sources else {}),
         }
         for path, held_out in parts.items()
     }

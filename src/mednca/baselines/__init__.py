@@ -26,6 +26,7 @@ from mednca.nca import MedNCA, Run, Window
 NETWORKS: dict[str, tuple[str, str]] = {
     "unet": ("mednca.baselines.unet", "build"),
     "seg_nca": ("mednca.baselines.seg_nca", "build"),
+    "smp": ("mednca.baselines.encoders", "build"),
 }
 
 
