@@ -90,6 +90,8 @@ class TrainConfig:
             On CUDA it is bfloat16 for every model. Weights and optimiser are float32 always.
         step_range: Least and largest factor on the steps of every level, drawn anew in each iteration, evenly
             on a logarithmic scale. A rule that has seen many numbers of steps keeps its mask when it runs on.
+        step_range_from: Share of the training before which the model's own steps are run: a rule learns
+            faster so, and learns to last in the rest.
         whole_weight: Weight of the Dice loss of all classes together, beside that of each; for one class it
             has nothing to add.
     """
@@ -113,6 +115,7 @@ class TrainConfig:
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = field(default="float32", metadata={"later": True})
     step_range: tuple[float, float] = field(default=(1.0, 1.0), metadata={"later": True})
+    step_range_from: float = field(default=0.0, metadata={"later": True})
     whole_weight: float = field(default=0.0, metadata={"later": True})
 
     def __post_init__(self) -> None:
@@ -134,6 +137,8 @@ class TrainConfig:
             raise ValueError(f"canvas must be two numbers >= 1, got {self.canvas}")
         if len(self.step_range) != 2 or not 0 < self.step_range[0] <= self.step_range[1] < math.inf:
             raise ValueError(f"step_range must be two numbers > 0, the least first, got {self.step_range}")
+        if not 0 <= self.step_range_from <= 1:
+            raise ValueError(f"step_range_from must be in [0, 1], got {self.step_range_from}")
         if self.seed < 0:
             raise ValueError(f"seed must be >= 0, got {self.seed}")
         if self.schedule not in ("cosine", "exponential"):

@@ -35,7 +35,8 @@ from mednca.files import atomic_write
 from mednca.rule import MedNCAConfig, weight_shapes
 
 FORMAT = "mednca-model"
-VERSION = 1
+#: Of models of several axes; those of one are written as version 1, which older programs read.
+VERSION = 2
 #: The models that come with the package.
 SHIPPED = Path(__file__).parent / "models"
 
@@ -99,7 +100,8 @@ def to_bytes(model: ModelFile) -> bytes:
     Raises:
         ValueError: If the range does not fit the model.
     """
-    header: dict[str, Any] = {"format": FORMAT, "version": VERSION, "config": stored(model.config)}
+    version = VERSION if len(model.config.preprocess.axes) > 1 else 1
+    header: dict[str, Any] = {"format": FORMAT, "version": version, "config": stored(model.config)}
     header["card"] = _without_nan(model.card)
     if model.range is not None:
         header["range"] = check_range(model.range, model.config.model)

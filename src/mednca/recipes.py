@@ -163,8 +163,8 @@ def unet_plain(data: Fingerprint) -> RunConfig:
 
 
 def backbone(data: Fingerprint) -> RunConfig:
-    """The paper's single rule: one level on slices stretched to 64 x 64, 64 steps. Its learning rate too is the
-    paper's; augmentation and all that makes training reliable are ours. 35,008 weights for a scan of one
+    """The paper's single rule: one level on slices stretched to 64 x 64, 64 steps. Its learning rate too is
+    the paper's; augmentation and all that makes training reliable are ours. 35,008 weights for a scan of one
     modality."""
     config = own_grid(data)
     return replace(

@@ -1,8 +1,8 @@
 """U-Nets on well-known encoders, as in the paper's Fig. 3: a wrapper of segmentation-models-pytorch.
 
 The paper names the families EfficientNet, MobileNetV2, DenseNet, ResNet18 and VGG11, and the library; the
-smallest of each there are `ENCODERS`. Any other encoder of the library works too. All weights start at random:
-weights from ImageNet would have to be fetched, and the paper does not say that it used them.
+smallest of each there are `ENCODERS`. Any other encoder of the library works too. All weights start at
+random: weights from ImageNet would have to be fetched, and the paper does not say that it used them.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _kept: list[torch.library.Library] = []  # what is declared lasts as long as its
 
 
 def build(config: RunConfig) -> nn.Module:
-    """Configuration -> a U-Net on the encoder that it names, from image (B, copies * I, H, W), sides multiples
-    of 32, to logits (B, K, H, W).
+    """Configuration -> a U-Net on the encoder that it names, from image (B, copies * I, H, W), sides
+    multiples of 32, to logits (B, K, H, W).
 
     Raises:
         InputError: If there is no such encoder, or segmentation-models-pytorch cannot be used here.
