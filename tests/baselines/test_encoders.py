@@ -15,9 +15,7 @@ import torch
 from mednca.baselines import build, encoders, from_weights
 from mednca.config import BaselineConfig, RunConfig
 from mednca.errors import InputError
-from mednca.recipes import recipe
 from mednca.rule import MedNCAConfig
-from tests.test_config import HIPPOCAMPUS
 
 needs_library = pytest.mark.skipif(
     importlib.util.find_spec("segmentation_models_pytorch") is None,
@@ -77,14 +75,6 @@ def test_a_stored_network_predicts_the_same() -> None:
 def test_an_unknown_encoder_is_named() -> None:
     with pytest.raises(InputError, match=r"'smp:resnet19': .* no such encoder; take efficientnet-b0, "):
         build(config("resnet19"))
-
-
-def test_a_recipe_of_an_encoder_is_that_of_the_unet() -> None:
-    ours, unet = recipe("smp:vgg11", HIPPOCAMPUS), recipe("unet", HIPPOCAMPUS)
-    assert ours.baseline == BaselineConfig("smp:vgg11") and ours.recipe == "smp:vgg11"
-    assert replace(ours, recipe="unet", baseline=unet.baseline) == unet
-    with pytest.raises(InputError, match="or smp:ENCODER"):
-        recipe("vgg11", HIPPOCAMPUS)
 
 
 @pytest.mark.parametrize("missing", ["torchvision", "segmentation_models_pytorch"])
