@@ -21,7 +21,7 @@ ENGINE := setup.py $(wildcard runtime/c/*.c runtime/c/*.h)
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format check clean
+.PHONY: help setup demo reproduce test test-slow lint format check clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":[^#]*## "} /^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -38,11 +38,14 @@ $(STAMP): pyproject.toml constraints.txt $(ENGINE)
 		echo "$(PYTHON) cannot create an environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@"$(RUN)" -m pip install -qq --disable-pip-version-check -c constraints.txt setuptools
 	@"$(RUN)" -m pip install -qq --disable-pip-version-check -c constraints.txt --no-build-isolation \
-		-e '.[train,formats,onnx,dev]'
+		-e '.[train,formats,data,onnx,dev]'
 	@touch "$(STAMP)"
 
 demo: setup ## train, predict and judge on phantoms, or on real scans with DATA=folder; writes demo/
 	@"$(RUN)" -m mednca.demo $(if $(DATA),--data "$(DATA)") --out demo $(ARGS)
+
+reproduce: setup ## list the experiments behind tables and figures, what they cost (ARGS="table1 --draw" runs a script)
+	@"$(RUN)" reproduce $(ARGS)
 
 # One thread per worker: the tests' tensors are small, and threads of several workers would fight for the cores.
 test: setup ## run the tests but the slow ones (WORKERS=2, ARGS="-k fire")

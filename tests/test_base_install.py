@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import venv
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -17,7 +18,8 @@ import pytest
 
 from mednca import engine
 from mednca.commands import COMMANDS
-from mednca.modelfile import load_model
+from mednca.config import BaselineConfig
+from mednca.modelfile import ModelFile, load_model, save_model
 from tests.small import write_world
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,7 +28,7 @@ PROGRAM = """
 import sys
 
 EXTRAS = {"torch", "scipy", "tensorboard", "matplotlib", "surface_distance", "SimpleITK", "PIL", "tifffile"}
-EXTRAS |= {"onnx", "onnxruntime", "openvino"}
+EXTRAS |= {"onnx", "onnxruntime", "openvino", "pooch", "requests"}
 
 class WithoutExtras:
     def __init__(self, finder):
@@ -63,12 +65,28 @@ def base(folder: Path, *words: str, status: int = 0) -> tuple[str, str]:
 def test_every_command_explains_itself(world: Path) -> None:
     assert all(name in base(world, "--help")[0] for name in COMMANDS)
     for name in COMMANDS:
-        assert "Examples" in base(world, name, "--help")[0]
+        assert "Examples" in base(world, *name.split(), "--help")[0]
 
 
 def test_what_a_model_is_can_be_told(world: Path) -> None:
     assert "70,016" in base(world, "info", "hippocampus")[0]
     assert json.loads(base(world, "info", "hippocampus", "--json")[0])["hash"]
+
+
+def test_a_baseline_is_told_of_and_what_it_needs_to_predict(world: Path) -> None:
+    automaton = load_model(world / "model.safetensors").config
+    one_level = replace(automaton.model, scales=(1,), steps=(1,))
+    config = replace(automaton, model=one_level, baseline=BaselineConfig("unet"))
+    file = ModelFile(config, {"network.head.bias": np.zeros(1, np.float32)})
+    save_model(world / "unet.safetensors", file)
+    told = base(world, "info", "unet.safetensors")[0]
+    assert "the baseline 'unet'" in told and "predicts with the extra train only" in " ".join(told.split())
+    said = base(world, "predict", "unet.safetensors", "scan.nii.gz", "-o", "mask.nii.gz", status=2)[1]
+    assert said == "mednca: error: torch is needed and not installed; pip install 'mednca[train]'\n"
+    for words in ("bench", "export --to c -o m.h", "calibrate scan.nii.gz -o m.safetensors"):
+        name, *rest = words.split()
+        said = base(world, name, "unet.safetensors", *rest, status=2)[1]
+        assert "takes cellular automata; the model" in said and "is the baseline 'unet'" in said
 
 
 @pytest.mark.parametrize("name", [pytest.param("native", marks=needs_engine), "numpy", "auto"])
@@ -125,12 +143,14 @@ def test_data_are_made_and_audited(world: Path) -> None:
         "predict model.safetensors scan.nii.gz -o mask.nii.gz --device cuda",
         "evaluate model.safetensors data --engine eager",
         "export model.safetensors --to onnx -o exported",
+        "data get Task04_Hippocampus",
     ],
 )
 def test_what_needs_an_extra_says_so_in_a_line_and_leaves_nothing(words: str, world: Path) -> None:
     before = sorted(world.rglob("*"))
     out, said = base(world, *words.split(), status=2)
-    module, extra = ("onnx", "onnx") if "onnx" in words else ("torch", "train")
+    others = {"export": ("onnx", "onnx"), "data": ("pooch", "data")}
+    module, extra = others.get(words.split()[0], ("torch", "train"))
     assert said == f"mednca: error: {module} is needed and not installed; pip install 'mednca[{extra}]'\n"
     assert not out and sorted(world.rglob("*")) == before
 

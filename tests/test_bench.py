@@ -36,6 +36,7 @@ MODELS = {
     "own grid": tiny_model(),
     "resampled, neighbours": tiny_model(context=1, spacing=(1.3, 0.9)),
     "coronal, two classes": tiny_model(classes=2, axes=(1,)),
+    "three axes": tiny_model(context=1, axes=(1, 2, 0), spacing=(0.9, 0.9)),
     "stretched, two channels": tiny_model(modalities=2, size=(16, 16), normalise="slice"),
 }
 
@@ -64,7 +65,7 @@ def test_every_engine_gives_what_numpy_gives_in_float64(name: str, kind: str, ke
         apart = difference(task, run(), expected)
         assert apart["largest"] < 1e-4 and apart["dice"] > 0.99, apart
     found = task.voxelwise(run())
-    rows = [axis for axis in range(3) if axis != model.config.preprocess.axis]
+    rows = [axis for axis in range(3) if axis != model.config.preprocess.axes[0]]
     assert found.shape[0] == model.config.model.classes
     assert [found.shape[1 + axis] for axis in rows] == [21, 18]
     assert 0.02 < (found.sum(axis=0) > 0.5).mean() < 0.98

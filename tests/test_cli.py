@@ -57,7 +57,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_of_a_command_has_its_examples_on_lines_of_their_own(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, err = run(capsys, name, "--help")
+    out, err = run(capsys, *name.split(), "--help")
     assert not err
     assert examples(name)
     lines = [line.strip() for line in out.splitlines()]
@@ -69,8 +69,9 @@ def test_help_of_a_command_has_its_examples_on_lines_of_their_own(
 def test_examples_are_commands_that_parse(name: str) -> None:
     for example in examples(name):
         words = shlex.split(example.partition(" > ")[0])
-        assert words[:2] == ["mednca", name]
-        tyro.cli(COMMANDS[name], args=words[2:], config=(tyro.conf.FlagCreatePairsOff,))
+        named = ["mednca", *name.split()]
+        assert words[: len(named)] == named
+        tyro.cli(COMMANDS[name], args=words[len(named) :], config=(tyro.conf.FlagCreatePairsOff,))
 
 
 def test_help_does_not_load_torch() -> None:

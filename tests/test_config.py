@@ -8,13 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mednca.baselines import build
 from mednca.config import AugmentConfig, PredictConfig, RunConfig, TrainConfig, from_dict, to_dict
 from mednca.errors import InputError
 from mednca.fingerprint import Fingerprint, slice_axis
-from mednca.nca import MedNCA
 from mednca.recipes import RECIPES, recipe, with_classes
 from mednca.rule import MedNCAConfig
 from mednca.slices import PreprocessConfig
@@ -177,6 +178,10 @@ def test_what_json_must_not_say_is_one_line_with_its_place(values: Any, message:
         (TrainConfig, {"canvas": (64,)}),
         (TrainConfig, {"canvas": (0, 64)}),
         (PredictConfig, {"threshold": 0.0}),
+        (TrainConfig, {"step_range": (1.5, 0.5)}),
+        (TrainConfig, {"step_range": (0.0, 0.5)}),
+        (TrainConfig, {"step_range_from": 1.5}),
+        (TrainConfig, {"whole_weight": -1.0}),
         (PredictConfig, {"threshold": float("nan")}),
         (PredictConfig, {"ensemble": 0}),
         (RunConfig, {"labels": ("a", "b")}),
@@ -198,13 +203,19 @@ def test_a_value_out_of_range_is_refused_by_its_name(kind: type, settings_: dict
 HIPPOCAMPUS = Fingerprint(1, (1.0, 1.0, 1.0), (35, 51, 36), {1: "anterior", 2: "posterior"})
 
 
+SIZES = {"quick": 8_960, "native": 51_840, "backbone": 35_008, "seg_nca": 39_474}
+SIZES |= dict.fromkeys(
+    ("unet", "unet_plain"), 36_951_425
+)  # the paper's 36,951,555 with one output, not three
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_gives_its_own_name_and_size(name: str) -> None:
     config = recipe(name, HIPPOCAMPUS)
     assert config.recipe == name
-    if config.baseline is None:
-        parameters = sum(weight.numel() for weight in MedNCA(config.model).parameters())
-        assert parameters == {"quick": 8_960, "native": 51_840}.get(name, 70_016)
+    with torch.device("meta"):
+        parameters = sum(weight.numel() for weight in build(config).parameters() if weight.requires_grad)
+    assert parameters == SIZES.get(name, 70_016)
     assert from_dict(RunConfig, json.loads(json.dumps(to_dict(config))), "x") == config
 
 

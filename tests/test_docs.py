@@ -30,11 +30,12 @@ import pytest
 import SimpleITK
 import torch
 
-from mednca import bench, cli, modelfile, synthetic
+from mednca import bench, cli, download, modelfile, synthetic
 from mednca.commands import COMMANDS, Train
 from mednca.config import RunConfig
 from mednca.nca import MedNCA
 from mednca.recipes import RECIPES
+from tests.prostate import write_nci_isbi, write_task05
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -81,11 +82,11 @@ def words_of(*programs: str) -> list[object]:
 
 
 @cache
-def help_of(*subcommand: str) -> str:
-    """Words of a sub-command -> what `mednca ... --help` prints."""
+def help_of(name: str) -> str:
+    """Name of a command -> what `mednca ... --help` prints."""
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        status = status_of([*subcommand, "--help"])
-    assert status == 0, f"mednca {' '.join(subcommand)} --help: exit status {status}"
+        status = status_of([*name.split(), "--help"])
+    assert status == 0, f"mednca {name} --help: exit status {status}"
     return out.getvalue()
 
 
@@ -124,9 +125,9 @@ def test_mednca_runs_as_a_module_and_names_every_command() -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_reference_lists_exactly_the_options_of_a_command(name: str) -> None:
     page = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
-    sections = dict(re.findall(r"^## mednca ([\w-]+)\n(.*?)(?=^## |\Z)", page, flags=re.M | re.S))
+    sections = dict(re.findall(r"^## mednca ([\w -]+)\n(.*?)(?=^## |\Z)", page, flags=re.M | re.S))
     assert sections.keys() == COMMANDS.keys()
-    there = options_of_help(help_of(name)) - {"-h", "--help"}
+    there = options_of_help(help_of(*name.split())) - {"-h", "--help"}
     told = options_of_table(sections[name])
     assert there, "no option found: is the pattern still right?"
     assert not there - told, f"docs/reference/cli.md lacks options of mednca {name}"
@@ -197,6 +198,10 @@ def write_inputs(folder: Path) -> None:
         stored = SimpleITK.GetImageFromArray(scan(0)[0].T)
         stored.SetSpacing((1.0, 1.0, 2.0))
         SimpleITK.WriteImage(stored, str(folder / name))
+    write_task05(folder / "Task05_Prostate")
+    write_nci_isbi(
+        folder / "NCI-ISBI-2013", ["Prostate3T-01-0001", "ProstateDx-01-0002", "ProstateDx-01-0055"]
+    )
     write_official(folder / "FOLDER")
     write_official(folder / "authors_checkpoint")
 
@@ -213,6 +218,12 @@ def tiny(configure: Callable[..., RunConfig]) -> Callable[..., RunConfig]:
     return shrunk
 
 
+def fetched(name: str, out: Path | None = None, **_: Any) -> Path:
+    """Name of a public set and a folder -> a small set in its place, where there is none."""
+    folder = Path(out or name)
+    return folder if folder.exists() else write_task05(folder)
+
+
 def quick(measure: Callable[..., Any]) -> Callable[..., Any]:
     """The benchmark -> the same of one round and a small slice."""
     return lambda source, **more: measure(source, **more | {"sizes": [(16, 16)], "repeats": 1})
@@ -226,6 +237,7 @@ def small_world(folder: Path) -> Iterator[None]:
         patch.chdir(folder)
         patch.setattr(Train, "configure", tiny(Train.configure))
         patch.setattr(synthetic, "phantom", scan)
+        patch.setattr(download, "get", fetched)
         patch.setattr(bench, "bench", quick(bench.bench))
         patch.setattr(bench, "memory", lambda *_: None)
         patch.setattr(bench, "scan_of", lambda _: ((16, 16, 4), [1.0, 1.0, 1.0]))
@@ -282,7 +294,7 @@ def test_the_commands_of_a_page_run_one_after_the_other(page: str, given: Path, 
 def test_the_examples_of_every_help_page_run(given: Path, tmp_path: Path) -> None:
     examples = []
     for name in COMMANDS:
-        block = re.search(r"^Examples?:\n((?: +\S.*\n?)+)", help_of(name), flags=re.M)
+        block = re.search(r"^Examples?:\n((?: +\S.*\n?)+)", help_of(*name.split()), flags=re.M)
         assert block, f"mednca {name} --help shows no example"
         lines = [line.strip().removeprefix("$ ") for line in block[1].splitlines()]
         examples += [(f"mednca {name} --help", shlex.split(line)) for line in lines]

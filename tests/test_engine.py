@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import ctypes
+import json
 import logging
 import re
 import shutil
@@ -30,7 +31,7 @@ from mednca.errors import InputError
 from mednca.fire import FireKey
 from mednca.modelfile import ModelFile, to_bytes
 from mednca.predict import choose_engine
-from tests.small import tiny_model, voxels, write_nifti
+from tests.small import SHAPE, tiny_model, voxels, write_nifti
 
 ROOT = Path(__file__).resolve().parents[1]
 needs_engine = pytest.mark.skipif(not engine.available(), reason=engine.why_not())
@@ -269,6 +270,72 @@ def test_the_result_does_not_depend_on_the_number_of_threads(slices: int) -> Non
     for threads in (2, 3, 7):
         for found, wanted in zip(segmented(model, data, threads=threads), expected, strict=True):
             assert np.array_equal(found, wanted)
+
+
+@needs_engine
+@pytest.mark.parametrize("numbers", engine.NUMBERS)
+def test_along_several_axes_nothing_depends_on_threads_or_what_memory_held(numbers: str) -> None:
+    """Bit for bit: the three views share their slices out in three ways, some of them as a team."""
+    file = tiny_model(classes=2, axes=(2, 0, 1))
+    n, h = file.config.model.channels, file.config.model.hidden
+    level = {"state": [64.0] * n, "views": [64.0] * 2 * n, "hidden": [64.0] * h}
+    model = engine.Model(to_bytes(replace(file, range={"levels": [level, level]})), numbers=numbers)
+    data = voxels(shape=(1, 70, 41, 2))
+    expected = segmented(model, data)
+    counts = []
+    for threads in (1, 2, 3, 7):
+        for found, wanted in zip(segmented(model, data, threads=threads), expected, strict=True):
+            assert np.array_equal(found, wanted)
+        mask = np.zeros(data.shape[1:], np.uint8)
+        told = model.segment(data, mask, spacing=SPACING, threads=threads)  # without probabilities
+        assert np.array_equal(mask, expected[0])
+        counts.append((told.cells, told.all, told.saturated, told.broken))
+    assert len(set(counts)) == 1
+
+
+@needs_engine
+def test_a_slice_of_several_axes_without_memory_for_its_average_is_counted_as_broken() -> None:
+    model = engine.Model(to_bytes(tiny_model(axes=(2, 0))))
+    data, mask = voxels(), np.zeros(SHAPE, np.uint8)
+    source = engine.locate(data[None])
+    scan = engine.Scan(source.address, source.type, 1.0, 0.0, source.shape, source.strides, SPACING)
+    library, job, counts = engine.library(), engine.Job(), engine.Counts()
+    message = ctypes.create_string_buffer(engine.MESSAGE)
+    work = engine.memory(library.mednca_work_size(model._handle, scan, 1, message, engine.MESSAGE))
+    desk, target = engine.locate(work, writable=True), engine.locate(mask, writable=True)
+    assert not library.mednca_begin(model._handle, scan, desk.address, job, message, engine.MESSAGE)
+    library.mednca_slice(
+        job, 0, desk.address, 0, 1, target.address, target.stride_array(), None, None, counts
+    )
+    assert counts.broken == SHAPE[0] * SHAPE[1]
+
+
+@needs_engine
+@pytest.mark.parametrize(
+    ("preprocess", "message"),
+    [
+        ({"axes": []}, "preprocessing is missing"),
+        ({"axes": [0, 1, 0]}, "preprocessing is missing"),
+        ({"axes": [0, 3]}, "preprocessing is missing"),
+        ({"axes": [0, 0.5]}, "preprocessing is missing"),
+        ({"axes": [0, 1, 2, 0]}, "preprocessing is missing"),
+        ({"axis": 3}, "preprocessing is missing"),
+        ({"axes": [0, 1], "spacing": [1.0, 2.0]}, "one spacing for all"),
+        ({"axes": [0, 1], "size": [16, 16]}, "no slice size"),
+    ],
+    ids=str,
+)
+def test_axes_that_are_none_are_refused(preprocess: dict[str, Any], message: str) -> None:
+    content = to_bytes(tiny_model())
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    about = json.loads(header["__metadata__"]["mednca"])
+    del about["config"]["preprocess"]["axis"]
+    about["config"]["preprocess"] |= preprocess
+    header["__metadata__"]["mednca"] = json.dumps(about)
+    text = json.dumps(header).encode()
+    with pytest.raises(InputError, match=message):
+        engine.Model(len(text).to_bytes(8, "little") + text + content[8 + size :])
 
 
 @needs_engine

@@ -36,6 +36,8 @@ class Case:
     images: tuple[str, ...]
     label: str | None
     group: str | None = None
+    source: str = ""
+    channels: tuple[int, ...] = ()
 
 
 class Threshold:
@@ -59,7 +61,9 @@ AFFINE = np.diag([1.0, 2.0, 3.0, 1.0])
 def files(monkeypatch):
     """File name -> Volume, read in place of real files."""
     stored = {}
-    stand_in = SimpleNamespace(read_case=lambda paths: stored[paths[0]], read_label=lambda path: stored[path])
+    stand_in = SimpleNamespace(
+        read_case=lambda paths, channels: stored[paths[0]], read_label=lambda path, like: stored[path]
+    )
     monkeypatch.setitem(sys.modules, "mednca.io", stand_in)
     return stored
 

@@ -235,8 +235,11 @@ int main(void)
 
 
 @pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler called cc")
-def test_the_header_s_own_example_compiles_and_makes_the_mask_of_the_package(tmp_path: Path) -> None:
-    model = tiny_model(context=1, card={"name": "*/ int bad;", "licence": "a */ licence"})
+@pytest.mark.parametrize("kind", [{}, {"axes": (1, 0, 2), "classes": 2}], ids=["one axis", "three axes"])
+def test_the_header_s_own_example_compiles_and_makes_the_mask_of_the_package(
+    kind: dict[str, Any], tmp_path: Path
+) -> None:
+    model = tiny_model(context=1, card={"name": "*/ int bad;", "licence": "a */ licence"}, **kind)
     source = save_model(tmp_path / "m.safetensors", model)
     (header,) = export(source, "c", tmp_path / "my model.h")
     comment = header.read_text("ascii").partition(" */")[0]

@@ -30,18 +30,12 @@ CORE = {
 LIGHT = [
     *("errors", "files", "fire", "sentinel", "slices", "synthetic", "figures"),
     *("volume", "formats", "io", "cases", "doctor"),
+    *("dicom", "join", "download"),
     *("metrics", "evaluate", "report"),
     *("export", "bench", "calibrate"),
     *("rule", "config", "fingerprint", "cost", "plan", "recipes", "dataset", "modelfile", "card", "cli"),
-    *(
-        "commands",
-        "commands.predict",
-        "commands.models",
-        "commands.data",
-        "commands.plan",
-        "commands.train",
-        "commands.bench",
-    ),
+    *("commands", "commands.predict", "commands.models", "commands.data", "commands.train", "commands.bench"),
+    *("nnunet", "commands.nnunet", "commands.plan"),
     *("backends", "backends.numpy", "engine", "predict", "segment"),
 ]
 #: Modules that talk to a person; the others log.

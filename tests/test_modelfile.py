@@ -98,7 +98,9 @@ def test_a_model_of_one_axis_is_stored_as_before_there_were_several(tmp_path: Pa
     model = model_file()
     path = save_model(tmp_path / "a.safetensors", model)
     with safetensors.safe_open(str(path), "np") as file:
-        config = json.loads(file.metadata()["mednca"])["config"]
+        header = json.loads(file.metadata()["mednca"])
+    config = header["config"]
+    assert header["version"] == 1
     assert config["preprocess"]["axis"] == 2 and "axes" not in config["preprocess"]
     several = replace(model.config, preprocess=replace(model.config.preprocess, axes=(2, 0, 1)))
     back = load_model(save_model(tmp_path / "b.safetensors", replace(model, config=several)))
@@ -152,7 +154,7 @@ def test_files_that_are_something_else_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ({"version": 2}, "version 2 is newer than this mednca reads (1); upgrade"),
+        ({"version": 3}, "version 3 is newer than this mednca reads (2); upgrade"),
         ({"version": "1"}, "version must be a number >= 1, got '1'"),
         ({"version": 0}, "version must be a number >= 1, got 0"),
         ({"config": None}, "config: expected a table of settings for RunConfig, got NoneType"),

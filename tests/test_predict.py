@@ -40,6 +40,7 @@ MODELS = {
     "own grid": tiny_model(),
     "native": tiny_model(context=1, spacing=(1.3, 0.9)),
     "coronal, two classes": tiny_model(classes=2, axes=(1,)),
+    "three axes": tiny_model(context=1, classes=2, axes=(0, 2, 1), spacing=(1.2, 1.2)),
     "stretched": tiny_model(size=(16, 16), normalise="slice"),
 }
 
@@ -109,6 +110,36 @@ def test_a_turned_oblique_scan_gives_the_turned_mask(name: str, seed: int, codes
     )
     assert np.array_equal(found.data, expected.data)
     assert np.abs(found.affine - expected.affine).max() <= 1e-6
+
+
+def along(model: ModelFile, axes: tuple[int, ...]) -> ModelFile:
+    """Model -> the same model along other axes."""
+    preprocess = replace(model.config.preprocess, axes=axes)
+    return replace(model, config=replace(model.config, preprocess=preprocess))
+
+
+@pytest.mark.parametrize("name", ENGINES)
+@settings(max_examples=8, deadline=None)
+@given(
+    axes=st.integers(2, 3).flatmap(lambda count: st.permutations(range(3)).map(lambda p: tuple(p[:count]))),
+    codes=st.sampled_from(CODES),
+)
+def test_the_axes_of_a_model_are_averaged(name: str, axes: tuple[int, ...], codes: str) -> None:
+    model, volume = MODELS["three axes"], turned(scan(), codes)
+    alone = [Predictor(along(model, (axis,)), engine=name, probability=True).predict(volume) for axis in axes]
+    told: list[tuple[int, int]] = []
+    predictor = Predictor(along(model, axes), engine=name, probability=True)
+    together = predictor.predict(volume, progress=lambda done, total: told.append((done, total)))
+    assert together.probability is not None
+    average = np.mean([one.probability.data.astype(np.float64) for one in alone if one.probability], axis=0)
+    assert np.abs(together.probability.data - average).max() < 3e-7
+    decided = decide(together.probability.data, model.config.predict.threshold, model.config.values)
+    assert np.array_equal(together.mask.data[0], decided)
+    assert any((one.mask.data != together.mask.data).mean() > 0.01 for one in alone)
+    slices = sum(scan().shape[axis] for axis in axes)
+    assert told[-1] == (slices, slices) and [done for done, _ in told] == sorted({done for done, _ in told})
+    bare = Predictor(along(model, axes), engine=name).predict(volume)  # nobody asked for probabilities
+    assert bare.probability is None and np.array_equal(bare.mask.data, together.mask.data)
 
 
 @pytest.mark.parametrize("with_engine", ["numpy", "folded"])

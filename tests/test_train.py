@@ -445,3 +445,33 @@ def test_what_cannot_be_trained_is_refused(cases: CaseSet, tmp_path: Path) -> No
     RunFolder.create(run.path, quick(None), {"training": [], "validation": []}, force=True)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="was started on other cases or another split"):
         quick_train(cases, run.path, resume=True)
+
+
+def test_steps_are_drawn_from_their_range_once_the_rule_has_learnt() -> None:
+    settings = config(iterations=100, step_range=(0.5, 2.0), step_range_from=0.4)
+    learner = Learner(settings, TrainState(), "cpu")
+    assert {learner.steps(iteration) for iteration in range(40)} == {None}
+    drawn = [learner.steps(iteration) for iteration in range(40, 100)]
+    assert drawn == [learner.steps(iteration) for iteration in range(40, 100)]
+    first = [steps[0] for steps in drawn if steps]
+    assert len(first) == 60 and min(first) == 2 and max(first) == 6  # 3 steps: half of them, and twice
+    assert all(steps[1] == steps[2] and 1 <= steps[1] <= 4 for steps in drawn if steps)
+    assert Learner(config(), TrainState(), "cpu").steps(99) is None
+
+
+def test_the_loss_of_the_whole_foreground_is_part_of_the_training() -> None:
+    def loss(**train: float) -> float:
+        several = replace(
+            config(**train),
+            labels=("a", "b"),
+            values=(1, 2),
+            merge=False,
+            model=replace(config().model, classes=2),
+        )
+        batch = Batch(torch.rand(2, 1, 16, 16), torch.rand(2, 2, 16, 16) / 2, None)
+        return Learner(several, TrainState(), "cpu").step(batch, 0, 1e-3, run_eager)["loss"]
+
+    torch.manual_seed(0)
+    without = loss()
+    torch.manual_seed(0)
+    assert loss(whole_weight=1.0) > without + 0.1

@@ -123,13 +123,15 @@ typedef struct {
     void *memory;
     int32_t threads;
     uint8_t *mask;
-    int64_t strides[3];
+    float *shares; /* a model of several axes wants memory for them */
+    int64_t strides[3], share_strides[4];
 } slice_labour;
 
 static void share_slice(void *what, int32_t rank, mednca_counts *counts)
 {
     slice_labour *l = what;
-    mednca_slice(&l->job, 0, l->memory, rank, l->threads, l->mask, l->strides, NULL, NULL, counts);
+    mednca_slice(&l->job, 0, l->memory, rank, l->threads, l->mask, l->strides, l->shares, l->share_strides,
+                 counts);
 }
 
 static int by_size(const void *a, const void *b)
@@ -179,21 +181,25 @@ void run_bench(const mednca_model *model, const settings *set)
         printf("%016" PRIx64 "\n", hash_states(model, set));
         return;
     }
-    /* One slice of the size asked for, along the axis that the model cuts. */
+    /* One slice of the size asked for, along the first axis that the model cuts. */
     const int64_t plane = set->height * set->width, sides[2] = {set->height, set->width}, steps[2] = {set->width, 1};
     uint8_t *pixels = allocate((size_t)(plane * f.modalities), 0);
     slice_labour l = {.threads = set->threads, .mask = allocate((size_t)plane, 0)};
-    if (!pixels || !l.mask)
+    if (f.views > 1)
+        l.shares = allocate((size_t)plane * 4 * (size_t)f.classes, (size_t)(plane * (1 + f.modalities)));
+    if (!pixels || !l.mask || (f.views > 1 && !l.shares))
         die("--size: too little memory for %" PRId64 " x %" PRId64 " pixels; give less", set->height, set->width);
     paint(pixels, set->height, set->width, f.modalities);
     mednca_scan scan = {.voxels = pixels, .type = MEDNCA_U8, .slope = 1, .shape = {f.modalities}, .strides = {plane}};
     for (int axis = 0, side = 0; axis < 3; axis++) {
-        const int across = axis == f.axis;
+        const int across = axis == f.axes[0];
         scan.shape[1 + axis] = across ? 1 : sides[side];
         scan.strides[1 + axis] = l.strides[axis] = across ? plane : steps[side];
+        l.share_strides[1 + axis] = 4 * l.strides[axis];
         scan.spacing[axis] = 1;
         side += !across;
     }
+    l.share_strides[0] = 4 * plane;
     size_t size = mednca_work_size(model, &scan, set->threads, message, sizeof message);
     if (!size)
         die("%s: %s", set->model, message);
@@ -219,5 +225,6 @@ void run_bench(const mednca_model *model, const settings *set)
     report(model, set, &l, &counts, seconds, runs);
     free(l.memory);
     free(l.mask);
+    free(l.shares);
     free(pixels);
 }

@@ -284,7 +284,10 @@ static void run_info(const mednca_model *model)
     char scales[128], steps[128];
     mednca_facts f;
     mednca_about(model, &f);
-    printf("scans         %d channel(s), cut into %s slices", f.modalities, axes[f.axis]);
+    printf("scans         %d channel(s), cut into %s", f.modalities, axes[f.axes[0]]);
+    for (int32_t i = 1; i < f.views; i++)
+        printf(", %s", axes[f.axes[i]]);
+    printf(" slices");
     if (f.context)
         printf(" that come with %d on each side", f.context);
     printf("\nclasses       %d, in the mask as", f.classes);

@@ -187,15 +187,16 @@ static int64_t work_at(const mednca_model *m, const mednca_job *j, char *memory,
     return p - memory;
 }
 
-/* Sizes of a job, without measuring its values. */
-static int plan(const mednca_model *m, const mednca_scan *scan, mednca_job *j, char *message, size_t size)
+/* Sizes of a job along one of the model's axes, without measuring its values. */
+static int plan(const mednca_model *m, const mednca_scan *scan, int32_t view, mednca_job *j, char *message, size_t size)
 {
     const mednca_facts *f = &m->facts;
-    const int rows = f->axis == 0 ? 1 : 0, columns = f->axis == 2 ? 1 : 2;
+    const int axis = f->axes[view], rows = axis == 0 ? 1 : 0, columns = axis == 2 ? 1 : 2;
     char text[200];
     memset(j, 0, sizeof *j);
     j->model = m;
     j->scan = *scan;
+    j->view = view;
     if (scan->type < MEDNCA_I8 || scan->type > MEDNCA_F64 || !scan->voxels)
         return fail(message, size, "the type of the voxels is none that this library reads");
     if (scan->shape[0] != f->modalities) {
@@ -208,7 +209,7 @@ static int plan(const mednca_model *m, const mednca_scan *scan, mednca_job *j, c
             return fail(message, size, "every axis of the scan must have a voxel, and a spacing above 0 mm");
         voxels *= (double)scan->shape[i];
     }
-    j->slices = scan->shape[1 + f->axis];
+    j->slices = scan->shape[1 + axis];
     j->height = j->rows = scan->shape[1 + rows];
     j->width = j->columns = scan->shape[1 + columns];
     double side[2] = {(double)j->rows, (double)j->columns};
@@ -236,9 +237,13 @@ size_t mednca_work_size(const mednca_model *model, const mednca_scan *scan, int3
 {
     mednca_job job;
     Work work;
-    if (plan(model, scan, &job, message, message_size))
-        return 0;
-    const int64_t bytes = work_at(model, &job, 0, team < 1 ? 1 : team, &work) + 64;
+    int64_t bytes = 0;
+    for (int32_t view = 0; view < model->facts.views; view++) {
+        if (plan(model, scan, view, &job, message, message_size))
+            return 0;
+        const int64_t needed = work_at(model, &job, 0, team < 1 ? 1 : team, &work) + 64;
+        bytes = needed > bytes ? needed : bytes;
+    }
     if ((uint64_t)bytes > SIZE_MAX / 2) {
         fail(message, message_size, "the scan is too large for this machine");
         return 0;
@@ -255,8 +260,9 @@ int mednca_begin(const mednca_model *model, const mednca_scan *scan, void *work,
                  size_t message_size)
 {
     Work w;
-    if (plan(model, scan, job, message, message_size))
-        return 1;
+    for (int32_t view = model->facts.views - 1; view >= 0; view--)
+        if (plan(model, scan, view, job, message, message_size))
+            return 1;
     work_at(model, job, aligned(work), 1, &w);
     int broken = 0;
     const int64_t voxels = scan->shape[1] * scan->shape[2] * scan->shape[3];
@@ -270,12 +276,21 @@ int mednca_begin(const mednca_model *model, const mednca_scan *scan, void *work,
     return broken ? fail(message, message_size, "the scan holds values that are not finite (NaN or infinity)") : 0;
 }
 
+void mednca_turn(mednca_job *job, int32_t view)
+{
+    mednca_job turned;
+    plan(job->model, &job->scan, view, &turned, 0, 0); /* mednca_begin() has seen that all views can be planned */
+    memcpy(turned.low, job->low, sizeof turned.low);
+    memcpy(turned.high, job->high, sizeof turned.high);
+    *job = turned;
+}
+
 /* One slice of the scan, resized and normalised -> image (I, grid rows, grid columns), edges repeated. */
 static void prepare(const mednca_job *j, int64_t slice, Work *w)
 {
     const mednca_model *m = j->model;
     const mednca_facts *f = &m->facts;
-    const int axis = f->axis, rows = axis == 0 ? 1 : 0, columns = axis == 2 ? 1 : 2, cubic = m->has_size;
+    const int axis = f->axes[j->view], rows = axis == 0 ? 1 : 0, columns = axis == 2 ? 1 : 2, cubic = m->has_size;
     const int64_t across = j->grid_columns;
     float *plane = w->image;
     for (int64_t c = 0; c < f->image_channels; c++, plane += j->grid_rows * across) {
@@ -446,13 +461,14 @@ static int open_gate(const mednca_job *j, Work *w, int32_t level, const Grid *g)
     return found > 0;
 }
 
-/* Probabilities (K, height, width) -> the mask and the probabilities of the slice's voxels. */
+/* Probabilities (K, height, width) -> the probabilities of the slice's voxels, averaged over the views so far, and the
+ * mask, once all have been seen. */
 static void decide(const mednca_job *j, int64_t slice, Work *w, uint8_t *mask, const int64_t *mask_strides, float *probability,
                    const int64_t *probability_strides)
 {
     const mednca_model *m = j->model;
     const mednca_facts *f = &m->facts;
-    const int axis = f->axis, rows = axis == 0 ? 1 : 0, columns = axis == 2 ? 1 : 2;
+    const int axis = f->axes[j->view], rows = axis == 0 ? 1 : 0, columns = axis == 2 ? 1 : 2;
     const int64_t longest = j->columns > j->width ? j->columns : j->width;
     float *mixed = w->row + f->classes * longest;
     for (int64_t y = 0; y < j->rows; y++) {
@@ -478,13 +494,23 @@ static void decide(const mednca_job *j, int64_t slice, Work *w, uint8_t *mask, c
             at[rows] = y;
             at[columns] = x;
             for (int64_t k = 0; k < f->classes; k++) {
-                const float share = w->row[k * longest + x];
+                float share = w->row[k * longest + x], before = 0;
+                char *there = probability ? (char *)probability + k * probability_strides[0] + at[0] * probability_strides[1] +
+                                                at[1] * probability_strides[2] + at[2] * probability_strides[3]
+                                          : 0;
+                if (f->views > 1) {
+                    if (j->view && there)
+                        memcpy(&before, there, 4);
+                    share = before + share * (1.0f / (float)f->views);
+                    w->row[k * longest + x] = share;
+                }
                 sum += share;
                 best = share > w->row[best * longest + x] ? k : best;
-                if (probability)
-                    memcpy((char *)probability + k * probability_strides[0] + at[0] * probability_strides[1] +
-                               at[1] * probability_strides[2] + at[2] * probability_strides[3], &share, 4);
+                if (there)
+                    memcpy(there, &share, 4);
             }
+            if (j->view + 1 < f->views)
+                continue;
             mask[at[0] * mask_strides[0] + at[1] * mask_strides[1] + at[2] * mask_strides[2]] =
                 sum > (float)m->threshold ? f->values[best] : 0;
         }
@@ -535,6 +561,8 @@ void mednca_slice(const mednca_job *job, int64_t slice, void *work, int32_t rank
                                            w.shares + y * job->width + x, job->height * job->width, 1.0f / (float)f->ensemble);
         wait_for_all(w.barrier, team);
     }
+    if (rank == 0 && f->views > 1 && !probability)
+        counts->broken += job->rows * job->columns; /* there is no average */
     if (rank == 0)
         decide(job, slice, &w, mask, mask_strides, probability, probability_strides);
     wait_for_all(w.barrier, team);

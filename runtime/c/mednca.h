@@ -11,6 +11,9 @@
  *     for (i = 0; i < job.slices; i++)
  *         mednca_slice(&job, i, work, 0, 1, mask, mask_strides, NULL, NULL, &counts);
  *
+ * Of a model of several axes (facts.views), all slices along one are run before mednca_turn(&job, view) and those along the
+ * next, and mednca_slice() needs memory for the probabilities, in which they are added up.
+ *
  * Functions that can fail return null, 0 bytes or a status other than 0, and put one line for a person into message.
  */
 #ifndef MEDNCA_H
@@ -27,7 +30,7 @@
 #define MEDNCA_API
 #endif
 
-enum { MEDNCA_VERSION = 1, MEDNCA_LEVELS = 8, MEDNCA_MODALITIES = 16, MEDNCA_CLASSES = 255, MEDNCA_MESSAGE = 256 };
+enum { MEDNCA_VERSION = 2, MEDNCA_LEVELS = 8, MEDNCA_MODALITIES = 16, MEDNCA_CLASSES = 255, MEDNCA_MESSAGE = 256 };
 
 /* Arithmetic of the cells. */
 enum {
@@ -54,7 +57,8 @@ typedef struct {
 
 /* What a model is. */
 typedef struct {
-    int32_t modalities, context, axis;                                      /* its input */
+    int32_t modalities, context;                                            /* its input */
+    int32_t views, axes[3];                                                 /* how many axes slices are cut across; which */
     int32_t image_channels, classes, channels, hidden, depthwise, levels;   /* its rule */
     int32_t scales[MEDNCA_LEVELS], steps[MEDNCA_LEVELS];
     int32_t ensemble, largest_component, parameters;
@@ -74,10 +78,11 @@ typedef struct {
     double spacing[3]; /* mm */
 } mednca_scan;
 
-/* A scan that has been measured; see mednca_begin(). Slices are cut across the model's axis. */
+/* A scan that has been measured; see mednca_begin(). Slices are cut across axis facts.axes[view]. */
 typedef struct {
     const mednca_model *model;
     mednca_scan scan;
+    int64_t view;
     int64_t slices, rows, columns;            /* of the scan */
     int64_t height, width;                    /* of a slice after resampling */
     int64_t grid_rows, grid_columns;          /* and after padding */
@@ -102,17 +107,24 @@ MEDNCA_API mednca_model *mednca_open(const void *bytes, size_t size, const mednc
 MEDNCA_API void mednca_close(mednca_model *model);
 MEDNCA_API void mednca_about(const mednca_model *model, mednca_facts *facts);
 
-/* Bytes that a team of so many works in for this scan; 0 where the model cannot take it. Zero them before the first use. */
+/* Bytes that a team of so many works in for this scan, along whatever axis; 0 where the model cannot take it. Zero them
+ * before the first use, and where the job has been turned since the last. */
 MEDNCA_API size_t mednca_work_size(const mednca_model *model, const mednca_scan *scan, int32_t team, char *message,
                                    size_t message_size);
 
-/* Measures a scan: sizes, and what its values are normalised with. Status 0 or 1. */
+/* Measures a scan: sizes along the first axis, and what its values are normalised with. Status 0 or 1. */
 MEDNCA_API int mednca_begin(const mednca_model *model, const mednca_scan *scan, void *work, mednca_job *job, char *message,
                             size_t message_size);
 
+/* The same scan cut across another axis of the model: view 0 .. facts.views - 1. */
+MEDNCA_API void mednca_turn(mednca_job *job, int32_t view);
+
 /* One slice. Its part of the mask, and of the probabilities of the classes unless null, is written: mask voxel (x, y, z)
  * at mask_strides[0 .. 2] bytes, probability (k, x, y, z) at probability_strides[0 .. 3] bytes. counts are added to.
- * largest_component is left to mednca_largest_component(). */
+ * largest_component is left to mednca_largest_component().
+ *
+ * With several views probability must not be null: view 0 writes its share of the average there, later ones add theirs, so
+ * they come in order, each with all of its slices. The last one writes the mask. */
 MEDNCA_API void mednca_slice(const mednca_job *job, int64_t slice, void *work, int32_t rank, int32_t team, uint8_t *mask,
                              const int64_t *mask_strides, float *probability, const int64_t *probability_strides,
                              mednca_counts *counts);

@@ -53,11 +53,34 @@ static char *unescaped(Json text, size_t *length)
     return out;
 }
 
+/* The axes to cut across; a file of version 1 may name one. Returns 0 where they are not one to three different ones. */
+static int read_axes(mednca_facts *f, Json prepare)
+{
+    double x[3];
+    Json several = member(prepare, "axes");
+    int64_t count = several.at ? numbers(several, x, 3) : 1;
+    if (!several.at && !number(member(prepare, "axis"), x))
+        return 0;
+    for (int64_t i = 0; i < count && count <= 3; i++) {
+        if (!(x[i] == 0 || x[i] == 1 || x[i] == 2))
+            return 0;
+        f->axes[i] = (int32_t)x[i];
+        for (int64_t k = 0; k < i; k++)
+            if (f->axes[k] == f->axes[i])
+                return 0;
+    }
+    f->views = (int32_t)count;
+    return count >= 1 && count <= 3;
+}
+
 static int read_config(mednca_model *m, Json config, char *message, size_t size)
 {
     mednca_facts *f = &m->facts;
     Json rule = member(config, "model"), prepare = member(config, "preprocess"), predict = member(config, "predict");
     double x[256];
+    Json baseline = member(config, "baseline"); /* another network, or an automaton of the same form */
+    if (baseline.at && !is(baseline, "null") && !is(member(baseline, "name"), "\"seg_nca\""))
+        return fail(message, size, "the model is no cellular automaton but a baseline, which needs PyTorch");
     if (!whole(rule, "image_channels", 1, 4096, &f->image_channels) || !whole(rule, "classes", 1, MEDNCA_CLASSES, &f->classes) ||
         !whole(rule, "channels", 2, 4096, &f->channels) || !whole(rule, "hidden", 1, 65536, &f->hidden))
         return fail(message, size, "the model's sizes are missing or out of range; get the file again");
@@ -90,7 +113,7 @@ static int read_config(mednca_model *m, Json config, char *message, size_t size)
     if (f->image_channels + f->classes > f->channels)
         return fail(message, size, "the model has fewer channels than image and classes need");
     if (!whole(prepare, "modalities", 1, MEDNCA_MODALITIES, &f->modalities) || !whole(prepare, "context", 0, 2048, &f->context) ||
-        !whole(prepare, "axis", 0, 2, &f->axis) || f->modalities * (2 * f->context + 1) != f->image_channels)
+        !read_axes(f, prepare) || f->modalities * (2 * f->context + 1) != f->image_channels)
         return fail(message, size, "the model's preprocessing is missing or does not fit its rule");
     m->per_slice = is(member(prepare, "normalise"), "\"slice\"");
     if (!m->per_slice && !is(member(prepare, "normalise"), "\"volume\""))
@@ -105,6 +128,8 @@ static int read_config(mednca_model *m, Json config, char *message, size_t size)
         m->size[0] = (int64_t)x[0];
         m->size[1] = (int64_t)x[1];
     }
+    if (f->views > 1 && (m->has_size || (m->has_spacing && m->spacing[0] != m->spacing[1])))
+        return fail(message, size, "a model of several axes must have one spacing for all, and no slice size");
     if (!number(member(predict, "threshold"), &m->threshold) || !(m->threshold > 0 && m->threshold < 1) ||
         !whole(predict, "ensemble", 1, 10000, &f->ensemble))
         return fail(message, size, "the model's threshold or ensemble is missing or out of range");

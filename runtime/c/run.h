@@ -51,6 +51,9 @@ void *allocate(size_t size, size_t taken);
 /* What a slice costs at most, in the unit of counts.all. */
 int64_t cells_of_slice(const mednca_job *job);
 
+/* The same of all slices along all axes of the model. */
+int64_t cells_of_scan(const mednca_job *job);
+
 /* Scan -> mask (X, Y, Z) in new memory, x fastest; or null and a line in message. */
 uint8_t *segment(const mednca_model *model, const nifti_image *image, const settings *set, mednca_counts *counts,
                  char *message, size_t message_size);

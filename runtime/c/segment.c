@@ -177,8 +177,10 @@ typedef struct {
     int32_t threads;
     size_t alone, next; /* slices up to alone are taken one by one */
     int64_t together;   /* the one that all work on */
+    size_t sizes[THREADS];
     uint8_t *mask;
-    int64_t strides[3];
+    float *shares; /* of a model of several views: where their probabilities are added up; else null */
+    int64_t strides[3], share_strides[4];
 } labour;
 
 static void take_slices(void *what, int32_t rank, mednca_counts *counts)
@@ -186,13 +188,14 @@ static void take_slices(void *what, int32_t rank, mednca_counts *counts)
     labour *l = what;
     size_t i;
     while ((i = __atomic_fetch_add(&l->next, 1, __ATOMIC_RELAXED)) < l->alone)
-        mednca_slice(l->job, (int64_t)i, l->memory[rank], 0, 1, l->mask, l->strides, NULL, NULL, counts);
+        mednca_slice(l->job, (int64_t)i, l->memory[rank], 0, 1, l->mask, l->strides, l->shares, l->share_strides, counts);
 }
 
 static void share_slice(void *what, int32_t rank, mednca_counts *counts)
 {
     labour *l = what;
-    mednca_slice(l->job, l->together, l->memory[0], rank, l->threads, l->mask, l->strides, NULL, NULL, counts);
+    mednca_slice(l->job, l->together, l->memory[0], rank, l->threads, l->mask, l->strides, l->shares, l->share_strides,
+                 counts);
 }
 
 static int reserve(labour *l, const mednca_model *model, const mednca_scan *scan, size_t taken, char *message,
@@ -205,6 +208,7 @@ static int reserve(labour *l, const mednca_model *model, const mednca_scan *scan
     for (int32_t i = 0; i < (l->alone ? l->threads : 1); i++) {
         size_t size = i ? sizes[0] : sizes[1];
         l->memory[i] = allocate(size, taken);
+        l->sizes[i] = size;
         taken += size;
         if (!l->memory[i]) {
             snprintf(message, message_size, "%.0f MB of memory are needed, which this machine does not have%s",
@@ -215,18 +219,46 @@ static int reserve(labour *l, const mednca_model *model, const mednca_scan *scan
     return 0;
 }
 
-static int run_slices(labour *l, const mednca_model *model, const mednca_scan *scan, const settings *set,
+/* Slices that threads take one by one; what is left over they share. */
+static size_t slices_alone(int64_t slices, int32_t threads)
+{
+    return (size_t)(slices - slices % threads);
+}
+
+int64_t cells_of_scan(const mednca_job *job)
+{
+    mednca_facts facts;
+    mednca_about(job->model, &facts);
+    int64_t cells = 0;
+    for (int32_t view = 0; view < facts.views; view++) {
+        mednca_job turned = *job;
+        mednca_turn(&turned, view);
+        cells += turned.slices * cells_of_slice(&turned);
+    }
+    return cells;
+}
+
+static int run_slices(labour *l, const mednca_model *model, const mednca_scan *scan, int32_t views, const settings *set,
                       mednca_counts *counts, char *message, size_t message_size)
 {
     mednca_job job;
     if (mednca_begin(model, scan, l->memory[0], &job, message, message_size))
         return 1;
     l->job = &job;
-    begin_progress(set->quiet ? 0 : job.slices * cells_of_slice(&job));
-    if (l->alone)
-        in_parallel(l->threads, take_slices, l, counts);
-    for (l->together = (int64_t)l->alone; l->together < job.slices; l->together++)
-        in_parallel(l->threads, share_slice, l, counts);
+    begin_progress(set->quiet ? 0 : cells_of_scan(&job));
+    for (int32_t view = 0; view < views; view++) {
+        if (view) {
+            mednca_turn(&job, view);
+            for (int32_t i = 0; i < l->threads && l->memory[i]; i++)
+                memset(l->memory[i], 0, l->sizes[i]);
+        }
+        l->next = 0;
+        l->alone = slices_alone(job.slices, l->threads);
+        if (l->alone)
+            in_parallel(l->threads, take_slices, l, counts);
+        for (l->together = (int64_t)l->alone; l->together < job.slices; l->together++)
+            in_parallel(l->threads, share_slice, l, counts);
+    }
     end_progress();
     if (!counts->broken)
         return 0;
@@ -254,23 +286,34 @@ uint8_t *segment(const mednca_model *model, const nifti_image *image, const sett
                  scan.shape[0], facts.modalities > 1 ? "; join them along the fourth axis of one file" : "");
         return NULL;
     }
-    size_t slices = (size_t)scan.shape[1 + facts.axis];
-    labour l = {.threads = set->threads, .alone = slices - slices % (size_t)set->threads};
+    labour l = {.threads = set->threads};
+    for (int32_t view = 0; view < facts.views; view++) {
+        size_t alone = slices_alone(scan.shape[1 + facts.axes[view]], set->threads);
+        l.alone = alone > l.alone ? alone : l.alone;
+    }
+    /* 4 bytes of each voxel: its piece, or its probabilities, which are not needed any more when pieces are looked for */
+    const size_t numbers = facts.views > 1 ? (size_t)facts.classes : facts.largest_component ? 1 : 0;
     uint8_t *mask = allocate(voxels, 0);
-    int32_t *pieces = mask && facts.largest_component ? allocate(4 * voxels, voxels) : NULL;
-    int failed = !mask || (facts.largest_component && !pieces);
+    const int fits = 4.0 * (double)voxels * (double)numbers < (double)SIZE_MAX / 2;
+    void *four = mask && numbers && fits ? allocate(4 * voxels * numbers, voxels) : NULL;
+    int failed = !mask || (numbers && !four);
     if (failed)
         snprintf(message, message_size, "too little memory for the mask");
-    failed = failed || reserve(&l, model, &scan, voxels + (pieces ? 4 * voxels : 0), message, message_size);
+    failed = failed || reserve(&l, model, &scan, voxels + 4 * voxels * numbers, message, message_size);
     if (!failed) {
         l.mask = nifti_turn_mask(image, mask, l.strides);
-        failed = run_slices(&l, model, &scan, set, counts, message, message_size);
+        if (facts.views > 1)
+            l.shares = (float *)four + (l.mask - mask);
+        l.share_strides[0] = 4 * (int64_t)voxels;
+        for (int i = 0; i < 3; i++)
+            l.share_strides[1 + i] = 4 * l.strides[i];
+        failed = run_slices(&l, model, &scan, facts.views, set, counts, message, message_size);
     }
-    if (!failed && pieces) /* in the file's axes, whose order decides between pieces of one size */
-        mednca_largest_component(mask, shape, strides, pieces);
+    if (!failed && facts.largest_component) /* in the file's axes, whose order decides between pieces of one size */
+        mednca_largest_component(mask, shape, strides, four);
     for (int32_t i = 0; i < l.threads; i++)
         free(l.memory[i]);
-    free(pieces);
+    free(four);
     if (failed) {
         free(mask);
         mask = NULL;

@@ -55,7 +55,7 @@ class Slice:
     """One slice to segment, the same for every engine.
 
     Attributes:
-        model: With the steps that are to be run.
+        model: With the steps that are to be run; it looks along its main axis alone.
         size: Rows and columns of the slice.
         kept: Whether fire masks are drawn once and kept, as for timing, or each time that one is needed.
     """
@@ -63,6 +63,11 @@ class Slice:
     model: ModelFile
     size: tuple[int, int]
     kept: bool = True
+
+    def __post_init__(self) -> None:
+        config = self.model.config
+        one = replace(config, preprocess=config.preprocess.views[0])
+        object.__setattr__(self, "model", replace(self.model, config=one))
 
     @property
     def name(self) -> str:

@@ -26,7 +26,8 @@ def describe(model: ModelFile) -> str:
         "model": f"{card.get('name') or 'unnamed'} ({model.hash})",
         "description": card.get("description"),
         "parameters": f"{model.parameters:,}",
-        **(_rule(config.model) if config.baseline is None else {"network": _baseline(config.baseline)}),
+        "network": _baseline(config.baseline) if config.baseline else None,
+        **(_rule(config.model) if config.is_automaton else {}),
         "input": _input(model),
         "labels": ", ".join(f"{value} {name}" for value, name in labels)
         + (" (all labels of the data merged)" if config.merge else ""),
@@ -83,7 +84,9 @@ def _baseline(network: BaselineConfig) -> str:
         told.append(f"{network.depth} blocks, {network.filters} filters in the first, norm {network.norm}")
     if network.copies > 1:
         told.append(f"sees the image {network.copies} times")
-    return ", ".join([*told, "predicts with the extra train only"])
+    if not network.automaton:
+        told.append("predicts with the extra train only")
+    return ", ".join(told)
 
 
 def _input(model: ModelFile) -> str:

@@ -1,7 +1,8 @@
 """Patients: which files belong to a case, which cases to a person, and folds that never part a person.
 
 Found without being told: a folder of the Medical Segmentation Decathlon (MSD), one of nnU-Net, a pair of
-folders `images` and `labels`, or a folder of images. Nothing here opens an image; `doctor` does.
+folders `images` and `labels`, or a folder of images. An image is a file, or a folder with the files of a
+DICOM series. Nothing here opens an image; `doctor` does.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mednca import dicom
 from mednca.errors import InputError
 from mednca.formats import suffix
-from mednca.io import is_image, stem, supported_suffixes
+from mednca.io import images_of, stem, supported_suffixes
 
 Layout = Literal["msd", "nnunet", "folders", "files"]
 
@@ -33,12 +35,16 @@ class Case:
         images: One file, or one per channel. A file that a list promises may be missing: reading it says so.
         label: The reference, if there is one.
         group: What must stay together in a split: the person.
+        source: The set that it came from, where several were joined; else "".
+        channels: Numbers, from 0, of the channels to use; all where none is named.
     """
 
     id: str
     images: tuple[Path, ...]
     label: Path | None
     group: str
+    source: str = ""
+    channels: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -173,20 +179,24 @@ def split_folds(cases: CaseSet | Iterable[Case], folds: int, seed: int) -> list[
 
 
 def images_in(paths: Iterable[str | Path]) -> list[Path]:
-    """Files and folders -> the image files, those of a folder sorted by name; subfolders are not entered.
+    """Files and folders -> the images, those of a folder sorted by name.
+
+    A folder of DICOM files is one image. In any other folder the images are its files, and those of its
+    folders that hold DICOM files.
 
     Raises:
-        InputError: If a path is missing or no image, a folder has none, or two files have one name, which is
+        InputError: If a path is missing or no image, a folder has none, or two images have one name, which is
             what the results are called by.
     """
     found: list[Path] = []
     for path in map(Path, paths):
-        if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if is_image(file) and file.is_file())
+        if path.is_dir() and any(map(dicom.is_file, path.iterdir())):
+            found.append(path)
+        elif path.is_dir():
+            inside = images_of(path)
             if not inside:
-                raise InputError(
-                    f"{path}: no image in this folder; expected {' '.join(supported_suffixes())}"
-                )
+                expected = " ".join(supported_suffixes())
+                raise InputError(f"{path}: no image in this folder; expected {expected} or DICOM")
             found += inside
         elif not path.exists():
             raise InputError(f"{path}: expected an image or a folder of images, got nothing; check the path")
@@ -239,13 +249,10 @@ def _find_folders(
 def _by_id(folder: Path) -> dict[str, Path]:
     """Folder -> its images by name without ending, sorted."""
     files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if is_image(path) and path.is_file():
-            if stem(path) in files:
-                raise InputError(
-                    f"{path}: ids must differ, {files[stem(path)].name} has the same; remove one"
-                )
-            files[stem(path)] = path
+    for path in images_of(folder):
+        if stem(path) in files:
+            raise InputError(f"{path}: ids must differ, {files[stem(path)].name} has the same; remove one")
+        files[stem(path)] = path
     return files
 
 
@@ -276,12 +283,25 @@ def _nnunet_cases(meta: dict[str, Any], images: dict[str, Path], labels: dict[st
 
 
 def _listed_case(root: Path, entry: Any) -> Case:
-    """Entry of MSD's list, {"image": ..., "label": ...} or a path -> the case."""
+    """Entry of MSD's list, {"image": ..., "label": ...} or a path -> the case.
+
+    Joined sets (see `join`) also give "id", "source", "channels", and a list of paths as "image".
+    """
     entry = {"image": entry} if isinstance(entry, str) else entry
-    if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
-        raise InputError(f"{root / 'dataset.json'}: 'training' must list images, got {entry!r}; repair it")
-    image, label = root / entry["image"], entry.get("label")
-    return Case(stem(image), (image,), root / label if label else None, stem(image))
+    try:
+        images = [entry["image"]] if isinstance(entry["image"], str) else list(entry["image"])
+        paths, label = tuple(root / image for image in images), entry.get("label")
+        name, source = entry.get("id", stem(paths[0])), entry.get("source", "")
+        channels = tuple(entry.get("channels", ()))
+        if not isinstance(name, str) or not isinstance(source, str):
+            raise TypeError("names must be text")
+        if not all(type(channel) is int for channel in channels):
+            raise TypeError("channels must be numbers")
+        return Case(name, paths, root / label if label else None, name, source, channels)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{root / 'dataset.json'}: 'training' must list images, got {entry!r}; repair it"
+        ) from error
 
 
 def _class_names(root: Path, labels: Any) -> dict[int, str]:

@@ -32,6 +32,8 @@ EXTRAS = {
     "tifffile": "formats",
     "onnx": "onnx",
     "onnxruntime": "onnx",
+    "pooch": "data",
+    "requests": "data",
 }
 ABOUT = "Medical image segmentation that runs anywhere: neural cellular automata (Med-NCA)."
 
@@ -41,8 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     mend."""
     logging.basicConfig(level=logging.WARNING, format="mednca: %(message)s", stream=sys.stderr)
     words = list(sys.argv[1:] if arguments is None else arguments)
-    training = words[:1] == ["train"]
-    stopped = "a training goes on with --resume" if training else "what was not finished was not written"
+    stopped = "what was not finished was not written"
+    if words[:1] == ["train"]:
+        stopped = "a training goes on with --resume"
+    if words[:2] == ["data", "get"]:
+        stopped = "the same command goes on with what has arrived"
     sys.exit(guarded(lambda: run(words), stopped))
 
 
@@ -77,7 +82,7 @@ def guarded(run: Callable[[], int], stopped: str = "a training goes on with --re
 
 def run(words: Sequence[str]) -> int:
     """Words of the command line -> the command run, and its exit status."""
-    name = words[0] if words else ""
+    name = next((two for two in [" ".join(words[:2])] if two in COMMANDS), words[0] if words else "")
     if name in ("-h", "--help"):
         print(overview())
         return 0
@@ -93,7 +98,7 @@ def run(words: Sequence[str]) -> int:
         COMMANDS[name],
         prog=f"mednca {name}",
         description=text,
-        args=list(words[1:]),
+        args=list(words[len(name.split()) :]),
         config=(FlagCreatePairsOff,),
     )
     status: int = command.run()
@@ -105,8 +110,8 @@ def overview() -> str:
     lines = ["usage: mednca COMMAND ...", "", ABOUT, "", "Commands:"]
     for name, kind in COMMANDS.items():
         first = " ".join(inspect.cleandoc(kind.__doc__ or "").split("\n\n")[0].split())
-        indent = " " * 19
-        lines.append(textwrap.fill(first, 96, initial_indent=f"  {name:17}", subsequent_indent=indent))
+        indent = " " * 21
+        lines.append(textwrap.fill(first, 96, initial_indent=f"  {name:19}", subsequent_indent=indent))
     lines += ["", "Example:", "  mednca predict hippocampus scan.nii.gz -o mask.nii.gz", ""]
     lines.append("'mednca COMMAND --help' tells its options; 'mednca --version' the version.")
     return "\n".join(lines)

@@ -90,6 +90,8 @@ class TrainConfig:
             On CUDA it is bfloat16 for every model. Weights and optimiser are float32 always.
         step_range: Least and largest factor on the steps of every level, drawn anew in each iteration, evenly
             on a logarithmic scale. A rule that has seen many numbers of steps keeps its mask when it runs on.
+        step_range_from: Share of the training before which the model's own steps are run: a rule learns
+            faster so, and learns to last in the rest.
         whole_weight: Weight of the Dice loss of all classes together, beside that of each; for one class it
             has nothing to add.
     """
@@ -113,6 +115,7 @@ class TrainConfig:
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = field(default="float32", metadata={"later": True})
     step_range: tuple[float, float] = field(default=(1.0, 1.0), metadata={"later": True})
+    step_range_from: float = field(default=0.0, metadata={"later": True})
     whole_weight: float = field(default=0.0, metadata={"later": True})
 
     def __post_init__(self) -> None:
@@ -134,6 +137,8 @@ class TrainConfig:
             raise ValueError(f"canvas must be two numbers >= 1, got {self.canvas}")
         if len(self.step_range) != 2 or not 0 < self.step_range[0] <= self.step_range[1] < math.inf:
             raise ValueError(f"step_range must be two numbers > 0, the least first, got {self.step_range}")
+        if not 0 <= self.step_range_from <= 1:
+            raise ValueError(f"step_range_from must be in [0, 1], got {self.step_range_from}")
         if self.seed < 0:
             raise ValueError(f"seed must be >= 0, got {self.seed}")
         if self.schedule not in ("cosine", "exponential"):
@@ -170,7 +175,8 @@ class BaselineConfig:
     """A network that the cellular automata are compared with; `mednca.baselines` builds it.
 
     Attributes:
-        name: "unet", "seg_nca", or "smp:ENCODER" for a U-Net of segmentation-models-pytorch on that encoder.
+        name: "unet"; "seg_nca", of the shape that `RunConfig.model` gives, with depthwise perception; or
+            "smp:ENCODER" for a U-Net of segmentation-models-pytorch on that encoder.
         filters: Of the first block of the U-Net; each further one has twice as many.
         depth: Blocks of the U-Net on its way down; each but the last halves the image.
         norm: Normalisation after each convolution of the U-Net.
@@ -195,6 +201,11 @@ class BaselineConfig:
             raise ValueError(f"depth must be from 2 to 8, got {self.depth}")
         if self.norm not in ("none", "batch", "instance"):
             raise ValueError(f"norm must be 'none', 'batch' or 'instance', got {self.norm!r}")
+
+    @property
+    def automaton(self) -> bool:
+        """Whether it is a cellular automaton, which every engine of Med-NCA runs."""
+        return self.name == "seg_nca"
 
     @property
     def multiple(self) -> int:
@@ -249,11 +260,17 @@ class RunConfig:
             )
         if self.baseline is not None and self.model.scales != (1,):
             raise ValueError(f"scales of the model must be (1,) for a baseline, got {self.model.scales}")
-        automaton = self.baseline is None or self.baseline.name == "seg_nca"
-        if automaton and self.train.precision != "float32":
+        if self.baseline is not None and self.baseline.automaton and self.model.perception != "depthwise":
+            raise ValueError(f"perception must be 'depthwise' for seg_nca, got {self.model.perception!r}")
+        if self.is_automaton and self.train.precision != "float32":
             raise ValueError(
                 f"precision must be 'float32' for a cellular automaton, got {self.train.precision!r}"
             )
+
+    @property
+    def is_automaton(self) -> bool:
+        """Whether the model is a cellular automaton, which every engine runs."""
+        return self.baseline is None or self.baseline.automaton
 
     @property
     def multiple(self) -> int:

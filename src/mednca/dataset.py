@@ -43,7 +43,8 @@ def load_scan(case: Case) -> LabelledScan:
     """
     if case.label is None:
         raise InputError(f"case {case.id}: has no label; training needs one, look with 'mednca doctor'")
-    image, label = read_case(case.images), read_label(case.label)
+    image = read_case(case.images, case.channels)
+    label = read_label(case.label, like=image)
     if label.shape != image.shape:
         raise InputError(f"{case.label}: must have the shape of its image, {image.shape}, got {label.shape}")
     if not same_affine(label.affine, image.affine):
@@ -62,7 +63,7 @@ def load_scans(
         odd = next(scan for scan in scans if scan.image.channels != scans[0].image.channels)
         raise InputError(
             f"case {odd.id}: must have {scans[0].image.channels} channel(s) as {scans[0].id}, "
-            f"got {odd.image.channels}"
+            f"got {odd.image.channels}; choose channels that all have with 'mednca data join --channels'"
         )
     return scans
 

@@ -154,12 +154,15 @@ def draw(out: Path, held_out: Sequence[Case], *, progress: bool) -> None:
     predictor = Predictor(load_model(str(out / "run")))
     pictures = []
     for case, told in zip(
-        held_out, predict_files(predictor, files, out / "masks", progress=progress), strict=True
+        held_out,
+        predict_files(predictor, files, out / "masks", channels=held_out[0].channels, progress=progress),
+        strict=True,
     ):
         if "error" in told:
             raise InputError(told["error"])
         assert case.label is not None, case.id  # `train` has judged it
-        image, label, mask = read_case(case.images), read_label(case.label), read_label(told["output"])
+        image = read_case(case.images, case.channels)
+        label, mask = read_label(case.label, like=image), read_label(told["output"])
         pictures.append(
             Picture(
                 name=case.id,

@@ -131,7 +131,7 @@ def audit(cases: CaseSet, progress: Callable[[int, int], None] | None = None) ->
     if unknown:
         text = f"the files of {len(unknown)} cases store no spacing: millimetres would be pixels"
         findings.append(Finding("warning", "", "spacing unknown", text))
-    findings += [*_duplicates(prints), *_outliers(prints)]
+    findings += [*_channels(prints), *_duplicates(prints), *_outliers(prints)]
     groups: dict[str, list[str]] = {}
     for case in cases.cases:
         groups.setdefault(case.group, []).append(case.id)
@@ -233,11 +233,11 @@ def _examine(
 
     image = label = None
     try:
-        image = read_case(case.images, allow_nonfinite=True)
+        image = read_case(case.images, case.channels, allow_nonfinite=True)
     except (InputError, ValueError) as problem:
         error("unreadable image", str(problem))
     try:
-        label = read_label(case.label) if case.label else None
+        label = read_label(case.label, like=image) if case.label else None
     except InputError as problem:
         error("unusable label", str(problem))
     if case.label is None and expect_label:
@@ -295,6 +295,19 @@ def _fingerprint(
         label_voxels=voxels,
         digest=hashlib.sha256(repr(image.data.shape).encode() + image.data.tobytes()).hexdigest(),
     )
+
+
+def _channels(prints: list[Fingerprint]) -> list[Finding]:
+    """Cases with another number of channels than most have: a model takes one number only."""
+    if len({p.channels for p in prints}) < 2:
+        return []
+    usual = Counter(p.channels for p in prints).most_common(1)[0][0]
+    text = "{} channel(s), most have {}; choose with 'mednca data join --channels'"
+    return [
+        Finding("error", p.case, "channels differ", text.format(p.channels, usual))
+        for p in prints
+        if p.channels != usual
+    ]
 
 
 def _duplicates(prints: list[Fingerprint]) -> list[Finding]:

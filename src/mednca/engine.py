@@ -30,6 +30,7 @@ from mednca.errors import InputError
 
 #: Anything with a buffer.
 Array = Any
+Progress = Callable[[int, int], None]
 NUMBERS = ("fp32", "int16")
 LEVELS, MODALITIES, CLASSES, MESSAGE = 8, 16, 255, 256
 _STRIDED = 0x001C  # PyBUF_STRIDES | PyBUF_FORMAT
@@ -51,7 +52,9 @@ class Facts(ctypes.Structure):
     """mednca_facts: what a model is."""
 
     _fields_ = [
-        *((name, _int32) for name in ("modalities", "context", "axis", "image_channels", "classes")),
+        *((name, _int32) for name in ("modalities", "context", "views")),
+        ("axes", _int32 * 3),
+        *((name, _int32) for name in ("image_channels", "classes")),
         *((name, _int32) for name in ("channels", "hidden", "depthwise", "levels")),
         *((name, _int32 * LEVELS) for name in ("scales", "steps")),
         *((name, _int32) for name in ("ensemble", "largest_component", "parameters")),
@@ -80,7 +83,7 @@ class Job(ctypes.Structure):
     _fields_ = [
         ("model", ctypes.c_void_p),
         ("scan", Scan),
-        *((name, _int64) for name in ("slices", "rows", "columns", "height", "width")),
+        *((name, _int64) for name in ("view", "slices", "rows", "columns", "height", "width")),
         *((name, _int64) for name in ("grid_rows", "grid_columns", "top", "left")),
         *((name, ctypes.c_double * MODALITIES) for name in ("low", "high")),
     ]
@@ -150,6 +153,7 @@ def _load() -> ctypes.CDLL | str:
             "about": (None, [pointer, ctypes.POINTER(Facts)]),
             "work_size": (size, [pointer, scan, _int32, *message]),
             "begin": (ctypes.c_int, [pointer, scan, pointer, job, *message]),
+            "turn": (None, [job, _int32]),
             "slice": (None, [job, _int64, pointer, *member, *pixels, *pixels, counts]),
             "largest_component": (None, [pointer, strides, strides, pointer]),
             "level_size": (size, [pointer, *grid, _int32]),
@@ -352,13 +356,14 @@ class Model:
         *,
         spacing: Sequence[float],
         threads: int = 1,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> Counts:
         """Voxels (M, X, Y, Z) of a scan -> its mask, and its probabilities, written where they are wanted.
 
         The result does not depend on the number of threads. Where there are at least as many slices as
         threads, each thread takes one slice after the other, in memory of its own; else all of them share
-        every slice.
+        every slice. Of a model of several axes, the slices along one follow those along the other, and their
+        probabilities are averaged.
 
         Args:
             voxels: Integers of up to 32 bits, float32 or float64, on axes that run as RAS+.
@@ -366,7 +371,7 @@ class Model:
             probability: float32 (K, X, Y, Z), written to.
             spacing: Distance of neighbouring voxels in mm, along X, Y and Z.
             threads: How many threads to use.
-            progress: Called in the calling thread with slices done and slices in all.
+            progress: Called in the calling thread with slices done and slices in all, along all axes.
 
         Raises:
             InputError: If the model cannot take such a scan, or it holds values that are not finite.
@@ -383,10 +388,14 @@ class Model:
         if probability is not None:
             shares = locate(probability, writable=True)
             _check("probability", shares, (self.facts.classes, *source.shape[1:]), _FLOAT32, "float32")
+        elif self.facts.views > 1:  # they are added up there
+            numbers = memory(4 * self.facts.classes * math.prod(source.shape[1:]))
+            shares = locate(
+                memoryview(numbers).cast("f", (self.facts.classes, *source.shape[1:])), writable=True
+            )
         if threads < 1 or len(spacing) != 3:
             raise ValueError(f"threads must be at least 1 and spacing 3 numbers, got {threads} and {spacing}")
         scan = Scan(source.address, source.type, 1.0, 0.0, source.shape, source.strides, tuple(spacing))
-        slices = source.shape[1 + self.facts.axis]
         message = ctypes.create_string_buffer(MESSAGE)
 
         def desk(team: int) -> Place:
@@ -395,18 +404,30 @@ class Model:
                 raise InputError(_text(message))
             return locate(memory(size), writable=True)
 
-        desks, job = [desk(1)], Job()
-        if self._library.mednca_begin(self._handle, scan, desks[0].address, job, message, MESSAGE):
+        job, first = Job(), desk(1)
+        if self._library.mednca_begin(self._handle, scan, first.address, job, message, MESSAGE):
             raise InputError(_text(message))
-        team = team_size(slices, job.grid_rows, threads)
-        if team > 1:
-            threads, desks = team, [desk(team)]
-        else:
-            threads = min(threads, slices)
-            desks += [desk(1) for _ in range(threads - 1)]
-        share_at, share_strides = (shares.address, shares.stride_array()) if shares else (None, None)
-        strides = target.stride_array()
         counts = [Counts() for _ in range(threads)]
+        lengths = [source.shape[1 + axis] for axis in self.facts.axes[: self.facts.views]]
+        for view, (slices, told) in enumerate(zip(lengths, in_turn(progress, lengths), strict=True)):
+            self._library.mednca_turn(job, view)
+            team = team_size(slices, job.grid_rows, threads)
+            desks = [desk(team)] if team > 1 else [desk(1) for _ in range(min(threads, slices))]
+            one = self._worker(job, desks, team, target, shares, counts)
+            run_slices(one, slices, team if team > 1 else len(desks), team > 1, told)
+        return Counts.total(counts)
+
+    def _worker(
+        self,
+        job: Job,
+        desks: Sequence[Place],
+        team: int,
+        mask: Place,
+        shares: Place | None,
+        counts: Sequence[Counts],
+    ) -> Callable[[int, int], None]:
+        """A job, memory to work in and where results go -> what computes a slice in a thread."""
+        strides, share_strides = mask.stride_array(), shares.stride_array() if shares else None
 
         def one(number: int, thread: int) -> None:
             rank, work = (thread, desks[0]) if team > 1 else (0, desks[thread])
@@ -416,15 +437,14 @@ class Model:
                 work.address,
                 rank,
                 team,
-                target.address,
+                mask.address,
                 strides,
-                share_at,
+                shares.address if shares else None,
                 share_strides,
                 counts[thread],
             )
 
-        run_slices(one, slices, threads, team > 1, progress)
-        return Counts.total(counts)
+        return one
 
     def run_level(
         self,
@@ -518,12 +538,23 @@ def team_size(slices: int, rows: int, threads: int) -> int:
     return team if team > 1 and 1.2 * slices / team < math.ceil(slices / threads) else 1
 
 
+def in_turn(progress: Progress | None, lengths: Sequence[int]) -> list[Progress | None]:
+    """What to call with slices done and slices in all, and the numbers of slices of several parts -> what
+    each part calls with its own."""
+
+    def part(at: int) -> Progress | None:
+        before, total = sum(lengths[:at]), sum(lengths)
+        return None if progress is None else lambda done, _: progress(before + done, total)
+
+    return [part(at) for at in range(len(lengths))]
+
+
 def run_slices(
     one: Callable[[int, int], None],
     slices: int,
     threads: int,
     together: bool,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> None:
     """Call one(slice, thread) for every slice in threads, and tell the caller's own thread of the progress.
 

@@ -18,6 +18,8 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -88,9 +90,85 @@ def evaluate(
             a
             value that the model does not know; files that cannot be read.
     """
+    return _judge(
+        lambda case, image: predictor.predict(image),
+        predictor.labels,
+        cases,
+        tolerance_mm=tolerance_mm,
+        labels=labels,
+        progress=progress,
+        seed=seed,
+    )
+
+
+def evaluate_masks(
+    masks: Mapping[str, Path],
+    known: Mapping[int, str],
+    cases: Sequence[Case],
+    *,
+    tolerance_mm: float = 1.0,
+    labels: Mapping[int, str] | None = None,
+    progress: Callable[[Sequence[Case]], Iterable[Case]] | None = None,
+    seed: int = 0,
+) -> Report:
+    """Case id -> mask file, value -> name of their labels, cases -> report, as `evaluate` makes it.
+
+    For masks that another program wrote. Each must lie on the grid of its image; soft Dice is left out.
+
+    Raises:
+        InputError: As `evaluate`, and for a case without a mask, or a mask on another grid or with another
+            value.
+    """
+    return _judge(
+        lambda case, image: _read_mask(case, image, masks, known),
+        known,
+        cases,
+        tolerance_mm=tolerance_mm,
+        labels=labels,
+        progress=progress,
+        seed=seed,
+    )
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A mask that was read from a file."""
+
+    mask: Volume
+    probability: None = None
+
+
+def _read_mask(case: Case, image: Volume, masks: Mapping[str, Path], known: Mapping[int, str]) -> _Stored:
+    """Case and its image -> its mask, on the grid of the image."""
+    from mednca.io import read_label
+
+    if case.id not in masks:
+        raise InputError(f"case {case.id}: has no mask; add it, or leave the case out with --cases")
+    path = masks[case.id]
+    mask = read_label(path)
+    if unknown := sorted(_values(mask.data) - set(known)):
+        raise InputError(f"{path}: holds the values {unknown}, the labels of the masks are {dict(known)}")
+    if mask.shape != image.shape:
+        raise InputError(f"{path}: must have the shape of its image, {image.shape}, got {mask.shape}")
+    if (apart := _apart(mask, image)) is not None:
+        raise InputError(f"{path}: must lie on the grid of its image, a corner is {apart:.3g} mm off")
+    return _Stored(mask)
+
+
+def _judge(
+    predict: Callable[[Case, Volume], Prediction],
+    known: Mapping[int, str],
+    cases: Sequence[Case],
+    *,
+    tolerance_mm: float,
+    labels: Mapping[int, str] | None,
+    progress: Callable[[Sequence[Case]], Iterable[Case]] | None,
+    seed: int,
+) -> Report:
+    """How a case with its image gets its prediction, the labels of predictions, cases -> report."""
     from mednca.io import read_case, read_label  # here: reading reports and summing up needs no image formats
 
-    known = dict(predictor.labels)
+    known = dict(known)
     _check_labels(known)
     named = dict(known if labels is None else labels)
     merge = len(known) == 1 and (len(named) > 1 or "foreground" in known.values())
@@ -103,7 +181,8 @@ def evaluate(
     merged: set[int] = set()
     for case in progress(cases) if progress else cases:
         assert case.label is not None  # _check_cases
-        label = read_label(case.label)
+        image = read_case(case.images, case.channels)
+        label = read_label(case.label, like=image)
         reference = label.data[0]
         values = _values(reference)
         accepted = values if merge and labels is None else set(named if merge else known)
@@ -116,7 +195,7 @@ def evaluate(
             merged |= values
             (only,) = known
             reference = np.where(reference != 0, only, 0)
-        prediction = predictor.predict(read_case(case.images))
+        prediction = predict(case, image)
         _check_grids(case, prediction.mask, label)
         probability = None if prediction.probability is None else prediction.probability.data
         spacing = [float(step) for step in label.spacing]
@@ -137,7 +216,8 @@ def evaluate(
             "python": platform.python_version(),
         },
     }
-    return Report(scores, summarise(scores, groups, seed=seed), provenance, groups)
+    sources = {case.id: case.source for case in cases if case.source}
+    return Report(scores, summarise(scores, groups, seed=seed), provenance, groups, sources=sources)
 
 
 def score_case(
@@ -241,13 +321,19 @@ def _check_grids(case: Case, mask: Volume, label: Volume) -> None:
             f"case {case.id}: label {case.label} must have the shape of its image, {mask.data.shape[1:]}, "
             f"not {label.data.shape[1:]}; resample it"
         )
-    corners = np.indices((2, 2, 2)).reshape(3, 8) * (np.array(mask.data.shape[1:])[:, np.newaxis] - 1)
-    positions = np.concatenate([corners, np.ones((1, 8))])  # (4, 8)
-    apart = np.linalg.norm(((mask.affine - label.affine) @ positions)[:3], axis=0).max()
-    # Along an axis of length 1 the spacing is often meaningless.
-    steps = [step for step, size in zip(label.spacing, mask.data.shape[1:], strict=True) if size > 1]
-    if not apart <= 0.1 * min(steps or label.spacing):
+    if (apart := _apart(mask, label)) is not None:
         raise InputError(
             f"case {case.id}: label {case.label} must lie on the grid of its image, but their affines put a "
             f"corner {apart:.3g} mm apart; resample it or mend its header"
         )
+
+
+def _apart(first: Volume, second: Volume) -> float | None:
+    """Two volumes of one shape -> the largest distance (mm) of their corners, None for less than a tenth of a
+    voxel."""
+    corners = np.indices((2, 2, 2)).reshape(3, 8) * (np.array(first.shape)[:, np.newaxis] - 1)
+    positions = np.concatenate([corners, np.ones((1, 8))])  # (4, 8)
+    apart = float(np.linalg.norm(((first.affine - second.affine) @ positions)[:3], axis=0).max())
+    # Along an axis of length 1 the spacing is often meaningless.
+    steps = [step for step, size in zip(second.spacing, first.shape, strict=True) if size > 1]
+    return None if apart <= 0.1 * min(steps or second.spacing) else apart

@@ -234,7 +234,7 @@ def page(model: ModelFile, names: Sequence[str]) -> str:
         threshold=config.predict.threshold,
         values=", ".join(f"{v} {name}" for v, name in zip(config.values, config.labels, strict=True)),
         prepare="; ".join(line for line in prepare if line),
-        runs=_runs(config.predict.ensemble),
+        runs=_runs(config.predict.ensemble, len(pre.axes)),
         component=_COMPONENT if config.predict.largest_component else "",
         licence=told.get("licence") or "not stated",
         attribution=told.get("attribution") or "not stated",
@@ -250,8 +250,14 @@ def _wrapped(line: str) -> str:
     return line if line.startswith("|") else textwrap.fill(line, 120, subsequent_indent=indent, **_WHOLE)
 
 
-def _runs(ensemble: int) -> str:
-    return f"Those of {ensemble} runs, seeds 0 to {ensemble - 1}, are averaged." if ensemble > 1 else ""
+def _runs(ensemble: int, axes: int) -> str:
+    told = [f"Those of {ensemble} runs, seeds 0 to {ensemble - 1}, are averaged."] if ensemble > 1 else []
+    if axes > 1:
+        told.append(
+            f"So are, voxel by voxel in the grid of the scan, those of the slices along the {axes} axes "
+            "(`example.py` looks along one)."
+        )
+    return " ".join(told)
 
 
 _PAGE = """# {name} as ONNX
@@ -315,7 +321,7 @@ def c_header(model: ModelFile, path: Path, out: Path) -> dict[Path, bytes | str]
     if out.is_dir() or out.suffix != ".h":
         raise InputError(f"{out}: --to c makes a header; name a file that ends in .h")
     data, name = path.read_bytes(), "model_" + re.sub(r"\W", "_", out.stem, flags=re.ASCII)
-    told = facts(model, 0)
+    told, several = facts(model, 0), len(model.config.preprocess.axes) > 1
     lines = [f"{told.get('model') or 'Med-NCA model'}, hash {model.hash}; written by mednca {__version__}."]
     for key in ("licence", "attribution", "data", "intended_use"):
         if key in told:
@@ -334,6 +340,7 @@ def c_header(model: ModelFile, path: Path, out: Path) -> dict[Path, bytes | str]
             comment=comment,
             name=name,
             file=out.name,
+            loop=_LOOPS.format(classes=model.config.model.classes) if several else _LOOP,
             guard=f"{name.upper()}_H",
             size=len(data),
             sha=hashlib.sha256(data).hexdigest(),
@@ -351,6 +358,7 @@ _HEADER = """/*
  *
  *     #include <stdio.h>
  *     #include <stdlib.h>
+ *     #include <string.h>
  *     #include "mednca.h"
  *     #include "{file}"
  *
@@ -365,9 +373,7 @@ _HEADER = """/*
  *         mednca_model *model = mednca_open({name}, {name}_size, NULL, message, sizeof message);
  *         size_t size = model ? mednca_work_size(model, &scan, 1, message, sizeof message) : 0;
  *         void *work = size ? calloc(1, size) : NULL;
- *         int failed = !work || mednca_begin(model, &scan, work, &job, message, sizeof message);
- *         for (int64_t i = 0; !failed && i < job.slices; i++)
- *             mednca_slice(&job, i, work, 0, 1, mask, strides, NULL, NULL, &counts);
+{loop}
  *         if (failed)
  *             puts(message);
  *         free(work);
@@ -387,6 +393,26 @@ static const unsigned char {name}[{size}] = {{
 
 #endif
 """
+
+#: The slices along the axis of a model, and along each of several.
+_LOOP = """\
+ *         int failed = !work || mednca_begin(model, &scan, work, &job, message, sizeof message);
+ *         for (int64_t i = 0; !failed && i < job.slices; i++)
+ *             mednca_slice(&job, i, work, 0, 1, mask, strides, NULL, NULL, &counts);"""
+_LOOPS = """\
+ *         float *shares = calloc((size_t)(x * y * z) * {classes}, sizeof(float)); // probabilities
+ *         int64_t share_strides[4] = {{4 * x * y * z, 4, 4 * x, 4 * x * y}};
+ *         int failed = !work || !shares || mednca_begin(model, &scan, work, &job, message, sizeof message);
+ *         mednca_facts facts = {{0}};
+ *         if (!failed)
+ *             mednca_about(model, &facts);
+ *         for (int32_t view = 0; view < facts.views; view++) {{
+ *             mednca_turn(&job, view);
+ *             memset(work, 0, size);
+ *             for (int64_t i = 0; i < job.slices; i++)
+ *                 mednca_slice(&job, i, work, 0, 1, mask, strides, shares, share_strides, &counts);
+ *         }}
+ *         free(shares);"""
 
 #: Form -> what makes it: model, its file and the place -> contents by file.
 FORMS: dict[str, Callable[[ModelFile, Path, Path], dict[Path, bytes | str]]] = {

@@ -62,7 +62,8 @@ def extra(module: str, path: Path) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         package = {"PIL.Image": "Pillow"}.get(module, module)
-        raise InputError(f"{path}: {suffix(path)} needs {package}: pip install 'mednca[formats]'") from error
+        kind = suffix(path) or "DICOM"
+        raise InputError(f"{path}: {kind} needs {package}: pip install 'mednca[formats]'") from error
 
 
 def grid(path: Path) -> tuple[tuple[int, ...], Array]:
@@ -74,7 +75,7 @@ def grid(path: Path) -> tuple[tuple[int, ...], Array]:
         reader = extra("SimpleITK", path).ImageFileReader()
         reader.SetFileName(str(path))
         reader.ReadImageInformation()
-        return reader.GetSize(), _itk_affine(reader)
+        return reader.GetSize(), itk_affine(reader)
     data, affine = READERS[suffix(path)](path, True)
     return data.shape[1:], affine
 
@@ -149,7 +150,19 @@ def _mute() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _itk_affine(image: Any) -> Array:
+@contextmanager
+def quiet_itk(itk: Any) -> Iterator[None]:
+    """Keep what ITK, and the libraries in it, warn of and print to themselves."""
+    shown = itk.ProcessObject.GetGlobalWarningDisplay()
+    itk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        with _mute():
+            yield
+    finally:
+        itk.ProcessObject.SetGlobalWarningDisplay(shown)
+
+
+def itk_affine(image: Any) -> Array:
     """SimpleITK image, or reader of one, with 2 or 3 axes -> affine."""
     axes = image.GetDimension()
     affine = np.eye(4)
@@ -160,13 +173,8 @@ def _itk_affine(image: Any) -> Array:
 
 def _read_itk(path: Path, label: bool) -> tuple[Array, Array]:
     itk = extra("SimpleITK", path)
-    shown = itk.ProcessObject.GetGlobalWarningDisplay()
-    itk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        with _mute():
-            image = itk.ReadImage(str(path))
-    finally:
-        itk.ProcessObject.SetGlobalWarningDisplay(shown)
+    with quiet_itk(itk):
+        image = itk.ReadImage(str(path))
     if image.GetDimension() > 3:
         raise InputError(
             f"{path}: expected 2 or 3 axes, got {image.GetDimension()}; store channels as vectors"
@@ -176,7 +184,7 @@ def _read_itk(path: Path, label: bool) -> tuple[Array, Array]:
         data = data[..., None]
     if image.GetDimension() == 2:
         data = data[None]
-    return data.transpose(3, 2, 1, 0), _itk_affine(image)
+    return data.transpose(3, 2, 1, 0), itk_affine(image)
 
 
 def _write_itk(file: Path, data: Array, affine: Array, like: Path) -> None:

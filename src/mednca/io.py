@@ -5,6 +5,7 @@
 .mha .mhd .nrrd .nhdr  SimpleITK (extra `formats`)      2-D or 3-D, components are channels
 .png                   Pillow (extra `formats`)         columns X, rows Y, grey or RGB; Z = 1
 .tif .tiff             tifffile (extra `formats`)       the same, pages are slices
+a folder of DICOM      SimpleITK (extra `formats`)      one series, see `dicom`; read only
 =====================  ===============================  ===============================================
 
 PNG and TIFF hold no place in the world and get the affine diag(-1, -1, 1). How each format is read is in
@@ -27,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mednca import formats
+from mednca import dicom, formats
 from mednca.errors import InputError
 from mednca.formats import suffix
 from mednca.volume import Volume, same_affine
@@ -39,14 +40,33 @@ def supported_suffixes() -> tuple[str, ...]:
 
 
 def stem(path: str | Path) -> str:
-    """Path -> the file's name without its ending: "a.b.nii.gz" gives "a.b"."""
+    """Path -> the file's name without its ending: "a.b.nii.gz" gives "a.b"; a folder's name is whole."""
     name = Path(path).name
-    return name[: -len(suffix(name))] if suffix(name) else Path(name).stem
+    if suffix(name):
+        return name[: -len(suffix(name))]
+    return name if Path(path).is_dir() else Path(name).stem
 
 
 def is_image(path: str | Path) -> bool:
     """Path -> True if its name ends as an image's does and is not hidden, as ._x.nii of macOS is."""
     return bool(suffix(path)) and not Path(path).name.startswith(".")
+
+
+def images_of(folder: Path) -> list[Path]:
+    """Folder -> the images in it, sorted: files, and folders of it that hold DICOM files.
+
+    Raises:
+        InputError: If DICOM files lie in the folder itself, where nothing says which belong together.
+    """
+    inside = sorted(folder.iterdir())
+    for path in inside:
+        if dicom.is_file(path):
+            raise InputError(f"{path}: DICOM files must lie in a folder of their own for each scan; make one")
+    return [
+        path
+        for path in inside
+        if (is_image(path) and path.is_file()) or (not path.name.startswith(".") and dicom.is_series(path))
+    ]
 
 
 def read_volume(path: str | Path, *, allow_nonfinite: bool = False) -> Volume:
@@ -55,7 +75,7 @@ def read_volume(path: str | Path, *, allow_nonfinite: bool = False) -> Volume:
     Integers stay integers of at most 32 bits; everything else is float32.
 
     Args:
-        path: File with one of the supported endings.
+        path: File with one of the supported endings, or folder of a DICOM series.
         allow_nonfinite: Let NaN and infinity through; otherwise they are refused.
 
     Raises:
@@ -68,8 +88,14 @@ def read_volume(path: str | Path, *, allow_nonfinite: bool = False) -> Volume:
     return volume
 
 
-def read_label(path: str | Path) -> Volume:
+def read_label(path: str | Path, like: Volume | None = None) -> Volume:
     """Label file -> Volume (1, X, Y, Z) of whole numbers: uint8, or int16 where they do not fit.
+
+    Args:
+        path: The file.
+        like: Its image. A label on the same grid whose axes are only permuted or flipped, as NRRD files drawn
+            on a DICOM series often are, is turned to the image's axes, voxel for voxel. Any other grid is
+            left as it is.
 
     Raises:
         InputError: As `read_volume`, and if there is more than one channel, or a value that is not a whole
@@ -85,20 +111,50 @@ def read_label(path: str | Path) -> Volume:
     low, high = data.min(), data.max()
     for dtype in (np.uint8, np.int16):
         if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
-            return volume.with_data(data.astype(dtype))
+            label = volume.with_data(data.astype(dtype))
+            return label if like is None else _turned_like(label, like)
     raise InputError(f"{path}: label values must fit 16 bits, got {low:g} to {high:g}; is it the image?")
 
 
-def read_case(paths: Sequence[str | Path], *, allow_nonfinite: bool = False) -> Volume:
+def _turned_like(label: Volume, image: Volume) -> Volume:
+    """Label and image -> the label on the image's axes, if it lies on the same grid; else as it is."""
+    if label.shape == image.shape and same_affine(label.affine, image.affine):
+        return label
+    try:
+        return label.oriented_like(image)
+    except ValueError:
+        return label
+
+
+def read_case(
+    paths: Sequence[str | Path], channels: Sequence[int] = (), *, allow_nonfinite: bool = False
+) -> Volume:
     """Files of one case, each one or more channels on the same grid -> one Volume of all channels, in order.
+
+    Args:
+        paths: The files.
+        channels: Numbers, from 0, of the channels to keep, in this order; all where none is named.
+        allow_nonfinite: As for `read_volume`.
 
     Raises:
         ValueError: If there is no path.
-        InputError: As `read_volume`, and if shapes differ, or affines by more than 1e-3.
+        InputError: As `read_volume`, and if shapes differ, or affines by more than 1e-3, or there is no such
+            channel.
     """
     if not paths:
         raise ValueError("paths must name at least one file, got none")
-    volumes = [read_volume(path, allow_nonfinite=allow_nonfinite) for path in paths]
+    volume = _joined(paths, [read_volume(path, allow_nonfinite=allow_nonfinite) for path in paths])
+    for channel in channels:
+        if not 0 <= channel < volume.channels:
+            raise InputError(
+                f"{paths[0]}: channel {channel} was asked for, got a scan of {volume.channels} channel(s), "
+                "counted from 0; choose others"
+            )
+    return volume.with_data(volume.data[list(channels)]) if channels else volume
+
+
+def _joined(paths: Sequence[str | Path], volumes: Sequence[Volume]) -> Volume:
+    """Paths and their volumes -> one Volume of all channels."""
     first = volumes[0]
     if len(volumes) == 1:
         return first
@@ -121,6 +177,8 @@ def spacing_known(path: str | Path) -> bool:
         InputError: If the header cannot be read.
     """
     path = Path(path)
+    if path.is_dir():
+        return True  # DICOM: a slice without its spacing is refused
     if suffix(path) not in formats.NIFTI:
         return suffix(path) in formats.ITK
     with _reading(path):
@@ -139,7 +197,7 @@ def write_mask(path: str | Path, mask: Volume, like: str | Path, *, force: bool 
     Args:
         path: Where to write, in a folder that exists.
         mask: The mask.
-        like: The file that the image was read from.
+        like: The file, or the folder of a DICOM series, that the image was read from.
         force: Replace a file that is there.
 
     Raises:
@@ -153,7 +211,7 @@ def write_mask(path: str | Path, mask: Volume, like: str | Path, *, force: bool 
     if writer is None:
         raise InputError(f"{path}: the ending must be one of {' '.join(supported_suffixes())}")
     with _reading(like):
-        shape, affine = formats.grid(like)
+        shape, affine = (dicom if like.is_dir() else formats).grid(like)
     if (*shape, 1)[:3] != mask.shape or not same_affine(affine, mask.affine):
         raise ValueError(f"mask must be on the grid of {like}, {shape}; got {mask.shape} {mask.orientation}")
     _check_free(path, force)
@@ -183,8 +241,10 @@ def _check_free(path: Path, force: bool) -> None:
 def _read(path: Path, label: bool) -> Volume:
     """Path -> Volume of integers or float32; only a label may be stored as the indices of a palette."""
     with _reading(path):
-        reader = formats.READERS[suffix(path)]
-        data, affine = reader(path, label)
+        if path.is_dir():
+            data, affine = dicom.read(path)
+        else:
+            data, affine = formats.READERS[suffix(path)](path, label)
         if data.dtype.kind not in "biuf":
             raise InputError(f"{path}: voxels must be real numbers, got {data.dtype}; convert the file")
         return Volume(_modest(data), affine)
@@ -228,14 +288,14 @@ def _quiet() -> Iterator[None]:
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Refuse what is no image file; turn whatever a library raises on a damaged one into an InputError."""
-    if path.is_dir():
-        raise InputError(f"{path}: expected an image file, got a folder; name a file in it")
+    if path.is_dir() and not dicom.is_series(path):
+        raise InputError(f"{path}: expected an image file, got a folder without DICOM; name a file in it")
     if not path.exists():
         raise InputError(f"{path}: expected an image file, there is none; check the path")
-    if not suffix(path):
+    if not path.is_dir() and not suffix(path):
         raise InputError(f"{path}: the ending must be one of {' '.join(formats.READERS)}; convert the file")
     try:
-        if not path.stat().st_size:
+        if not path.is_dir() and not path.stat().st_size:
             raise InputError(f"{path}: expected an image, got an empty file; copy it again")
         with _quiet():
             yield
@@ -243,7 +303,7 @@ def _reading(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         raise InputError(
-            f"{path}: cannot be read as {suffix(path)}: {_one_line(error)}; is the file complete?"
+            f"{path}: cannot be read as {suffix(path) or 'DICOM'}: {_one_line(error)}; is the file complete?"
         ) from error
 
 

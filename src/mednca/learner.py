@@ -91,10 +91,11 @@ class Learner:
     def steps(self, iteration: int) -> tuple[int, ...] | None:
         """Iteration -> steps of each level, by one factor drawn from `step_range`; None for the model's
         own."""
-        least, largest = self.config.train.step_range
-        if least == largest == 1:
+        settings = self.config.train
+        least, largest = settings.step_range
+        if least == largest == 1 or iteration < settings.step_range_from * settings.iterations:
             return None
-        rng = np.random.default_rng((self.config.train.seed, self.state.attempt, iteration, 1))
+        rng = np.random.default_rng((settings.seed, self.state.attempt, iteration, 1))
         factor = float(np.exp(rng.uniform(math.log(least), math.log(largest))))
         return tuple(max(1, round(steps * factor)) for steps in self.config.model.steps)
 

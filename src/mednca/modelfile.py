@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +35,8 @@ from mednca.files import atomic_write
 from mednca.rule import MedNCAConfig, weight_shapes
 
 FORMAT = "mednca-model"
-VERSION = 1
+#: Of models of several axes; those of one are written as version 1, which older programs read.
+VERSION = 2
 #: The models that come with the package.
 SHIPPED = Path(__file__).parent / "models"
 
@@ -66,18 +68,20 @@ class ModelFile:
 
     @property
     def parameters(self) -> int:
-        """Number of learnt weights: all but the statistics of a baseline's batch norms."""
+        """Number of learnt weights: without the filters that Seg. NCA is given, and without the statistics of
+        batch norms."""
+        given = r"\.perceive_[ab]\." if self.config.baseline and self.config.baseline.automaton else "$^"
         return sum(
             array.size
             for name, array in self.weights.items()
-            if not name.endswith((".running_mean", ".running_var"))
+            if not re.search(rf"{given}|\.running_(mean|var)$", name)
         )
 
     def require_automaton(self, what: str) -> None:
-        """Raise InputError for a baseline: `what` is for Med-NCA only."""
-        if self.config.baseline is not None:
+        """Raise InputError for a baseline that is no cellular automaton: `what` cannot take it."""
+        if self.config.baseline is not None and not self.config.is_automaton:
             name, baseline = self.card.get("name") or self.hash, self.config.baseline.name
-            raise InputError(f"{what} is for Med-NCA only; the model {name} is the baseline {baseline!r}")
+            raise InputError(f"{what} takes cellular automata; the model {name} is the baseline {baseline!r}")
 
 
 def save_model(path: Path, model: ModelFile, *, force: bool = True) -> Path:
@@ -96,7 +100,8 @@ def to_bytes(model: ModelFile) -> bytes:
     Raises:
         ValueError: If the range does not fit the model.
     """
-    header: dict[str, Any] = {"format": FORMAT, "version": VERSION, "config": stored(model.config)}
+    version = VERSION if len(model.config.preprocess.axes) > 1 else 1
+    header: dict[str, Any] = {"format": FORMAT, "version": version, "config": stored(model.config)}
     header["card"] = _without_nan(model.card)
     if model.range is not None:
         header["range"] = check_range(model.range, model.config.model)
@@ -159,7 +164,7 @@ def load_model(source: str | Path) -> ModelFile:
     if not isinstance(card, dict):
         raise InputError(f"{path}: card: expected a table, got {type(card).__name__}")
     expected = weight_shapes(config.model)
-    if config.baseline is not None:  # only its network knows: mednca.baselines.from_weights checks
+    if not config.is_automaton:  # only its network knows: mednca.baselines.from_weights checks
         expected = {name: array.shape for name, array in weights.items()}
     for name, shape in expected.items():
         if name not in weights:

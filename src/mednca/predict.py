@@ -8,7 +8,6 @@ slices, and `slices.py` leads there and back: `numpy` and, with PyTorch, `folded
 from __future__ import annotations
 
 import functools
-import importlib.util
 import logging
 import re
 import time
@@ -24,9 +23,10 @@ from mednca import __version__, backends, engine
 from mednca.backends import numpy as in_numpy
 from mednca.card import model_warnings
 from mednca.config import BaselineConfig, RunConfig
+from mednca.engine import Progress
 from mednca.errors import InputError
 from mednca.modelfile import ModelFile, to_bytes
-from mednca.slices import PreprocessConfig, pad_to, prepare_image, restore, with_context
+from mednca.slices import pad_to, prepare_image, restore, with_context
 from mednca.volume import Volume
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ IN_C = ("native", "int16")
 CELLS = 1 << 17
 
 Array = NDArray[np.float32]
-Progress = Callable[[int, int], None]
 #: Mask (X, Y, Z), probabilities (K, X, Y, Z), and counts for the report.
 Found = tuple[NDArray[np.uint8], Array, dict[str, Any]]
 #: Computes slices: image (B, I, H, W), numbers of the slices (B,) and a seed -> probabilities (B, K, H, W).
@@ -101,15 +100,7 @@ class Predictor:
         self._hash = self.file.hash
         if self.engine in IN_C:
             self.threads = self.threads or engine.processors()
-            self._models = [
-                open_in_c(
-                    replace(self.file, config=replace(self.file.config, preprocess=view)),
-                    self.engine,
-                    seed=self.seed,
-                    gate=self.gate,
-                )
-                for view in self.file.config.preprocess.views
-            ]
+            self._model = open_in_c(self.file, self.engine, seed=self.seed, gate=self.gate)
         else:
             self._share = share_with(self.file, self.engine, self.device)
 
@@ -148,7 +139,7 @@ class Predictor:
             "seed": self.seed,
             "device": self.device,
             "engine": self.engine,
-            "instructions": self._models[0].facts.instructions.decode() if in_c else None,
+            "instructions": self._model.facts.instructions.decode() if in_c else None,
             "threads": self.threads,
             "gate": self.gate,
             "ensemble": config.predict.ensemble,
@@ -171,32 +162,22 @@ class Predictor:
         """Scan -> mask, probabilities if wanted, and counts, all in C and in the grid of the scan."""
         assert self.threads is not None
         mask = np.zeros((1, *volume.shape), np.uint8)
-        config, views = self.file.config, len(self._models)
-        classes = config.model.classes if self.probability or views > 1 else 0
+        classes = self.file.config.model.classes if self.probability else 0
         probability = np.zeros((classes, *volume.shape), np.float32)
-        average = probability if views == 1 else np.zeros_like(probability)
         spacing = np.empty(3)
         spacing[io_orientation(volume.affine)[:, 0].astype(int)] = volume.spacing
-        parts = []
-        for model, tell in zip(self._models, steps_of(progress, volume, config.preprocess), strict=True):
-            part = model.segment(
-                along_body(readable(volume.data), volume),
-                along_body(mask, volume)[0],
-                along_body(probability, volume) if classes else None,
-                spacing=spacing.tolist(),
-                threads=self.threads,
-                progress=tell,
-            )
-            parts.append(part)
-            if views > 1:
-                average += probability / np.float32(views)
-        if views > 1:
-            mask[0] = decide(average, config.predict.threshold, config.values)
-        counts = engine.Counts.total(parts)
+        counts = self._model.segment(
+            along_body(readable(volume.data), volume),
+            along_body(mask, volume)[0],
+            along_body(probability, volume) if classes else None,
+            spacing=spacing.tolist(),
+            threads=self.threads,
+            progress=progress,
+        )
         self.saturated += counts.saturated
         computed = round(counts.cells / max(1, counts.all), 4)
         told = {"computed": computed, "saturated": counts.saturated, "not_finite": counts.broken}
-        return mask[0], average, told
+        return mask[0], probability, told
 
     def _in_slices(self, volume: Volume, progress: Progress | None) -> Found:
         """The same, by whatever computes slices."""
@@ -204,15 +185,16 @@ class Predictor:
         views = config.preprocess.views
         average = np.zeros((config.model.classes, *volume.shape), np.float32)
         not_finite = 0
-        tell = steps_of(progress, volume, config.preprocess)
-        for number, view in enumerate(views):
+        shape = volume.canonical().shape
+        tell = engine.in_turn(progress, [shape[view.axis] for view in views])
+        for view, told in zip(views, tell, strict=True):
             shares = predict_slices(
                 self._share,
                 replace(config, preprocess=view),
                 prepare_image(volume, view),
                 seed=self.seed,
                 ensemble=config.predict.ensemble,
-                progress=tell[number],
+                progress=told,
             )
             not_finite += int((~np.isfinite(shares)).sum())
             average += restore(shares, volume, view) / np.float32(len(views))
@@ -239,27 +221,23 @@ def with_ensemble(model: ModelFile, members: int | None) -> ModelFile:
 
 
 def choose_engine(device: str, name: str = "auto", baseline: BaselineConfig | None = None) -> str:
-    """Device, name of an engine of prediction, and what is not Med-NCA -> the engine's name; "auto" takes the
-    fastest that works.
+    """Device, name of an engine of prediction, and what is predicted with where it is not Med-NCA -> the
+    engine's name; "auto" takes the fastest that works.
 
     That is `native` on the CPU, or `numpy`, with a warning in the log, where the C library is missing, and
-    `folded` on every other device; for a baseline always `eager`, in float32.
+    `folded` on every other device; for a baseline that is no cellular automaton `eager`, in float32.
 
     Raises:
         InputError: If there is no such device or engine here, or the engine does not run on the device or
-            does not run the baseline, or PyTorch, which that needs, is not installed.
+            does not run the baseline.
     """
-    if baseline is not None and importlib.util.find_spec("torch") is None:
-        raise InputError(
-            f"a baseline ({baseline.name}) needs PyTorch, which is not installed; pip install 'mednca[train]'"
-        )
     check_device(device)
     if name not in ("auto", *ENGINES):
         raise InputError(f"engine must be auto or one of {', '.join(ENGINES)}, got {name!r}")
-    if baseline is not None:
+    if baseline is not None and not baseline.automaton:
         if name not in ("auto", "eager"):
             raise InputError(
-                f"the engine {name!r} runs Med-NCA only, this model is the baseline {baseline.name!r}; "
+                f"the engine {name!r} runs cellular automata, this model is the baseline {baseline.name!r}; "
                 "use 'auto' or 'eager'"
             )
         return "eager"
@@ -378,18 +356,6 @@ def decide(probability: Array, threshold: float, values: tuple[int, ...]) -> NDA
     where the foreground as a whole exceeds the threshold, else 0."""
     foreground = probability.sum(axis=0) > threshold
     return np.where(foreground, np.array(values, np.uint8)[probability.argmax(axis=0)], 0).astype(np.uint8)
-
-
-def steps_of(progress: Progress | None, volume: Volume, config: PreprocessConfig) -> list[Progress | None]:
-    """What to call with slices done and slices in all -> what each view of the scan calls with its own."""
-    shape = volume.canonical().shape
-    lengths = [shape[axis] for axis in config.axes]
-
-    def told(view: int) -> Progress | None:
-        before, total = sum(lengths[:view]), sum(lengths)
-        return None if progress is None else lambda done, _: progress(before + done, total)
-
-    return [told(view) for view in range(len(lengths))]
 
 
 # ---- Arrays ----

@@ -38,6 +38,7 @@ class Report:
         provenance: How it was measured: versions, tolerance, labels, seed.
         groups: Case id -> group (person); two cases of one group are not independent.
         folds: Case id -> the fold whose model saw it as held-out data; empty unless made by `merge_reports`.
+        sources: Case id -> the set that it came from, where several were joined.
     """
 
     cases: dict[str, Scores]
@@ -45,6 +46,17 @@ class Report:
     provenance: dict[str, Any]
     groups: dict[str, str] = field(default_factory=dict)
     folds: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def by_source(self) -> dict[str, Summary]:
+        """Source -> summary of its cases, as `summarise` gives it; empty where no set was joined."""
+        found = {}
+        for source in sorted(set(self.sources.values())):
+            cases = {name: self.cases[name] for name in self.cases if self.sources.get(name) == source}
+            groups = {name: self.groups.get(name, name) for name in cases}
+            found[source] = summarise(cases, groups, seed=self.provenance.get("seed", 0))
+        return found
 
     def to_json(self) -> str:
         """The report -> JSON text; nan becomes null. `from_json` reads it back."""
@@ -52,6 +64,7 @@ class Report:
             name: {
                 "group": self.groups.get(name, name),
                 **({"fold": self.folds[name]} if name in self.folds else {}),
+                **({"source": self.sources[name]} if name in self.sources else {}),
                 "scores": scores,
             }
             for name, scores in self.cases.items()
@@ -61,6 +74,7 @@ class Report:
             "version": VERSION,
             "provenance": self.provenance,
             "summary": self.summary,
+            **({"summary_by_source": self.by_source} if self.sources else {}),
             "cases": cases,
         }
         return json.dumps(_nan_to_null(content), indent=1, allow_nan=False) + "\n"
@@ -100,6 +114,7 @@ class Report:
                 provenance=content["provenance"],
                 groups={case: entry["group"] for case, entry in cases.items()},
                 folds={case: entry["fold"] for case, entry in cases.items() if "fold" in entry},
+                sources={case: entry["source"] for case, entry in cases.items() if "source" in entry},
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{name} is a damaged report ({error!r}); evaluate again") from error
@@ -133,6 +148,11 @@ class Report:
                     f"{first}{_short(row['mean']):>8}{_short(row['sd']):>8}"
                     f"{_short(low):>9} ..{_short(high):>8}{numbers}{row['n']:>6}"
                 )
+        for source, summary in self.by_source.items():
+            there = {m: row for m, row in summary[MERGED].items() if m in ("dice", "nsd", "hd95_mm")}
+            told = ", ".join(f"{m} {_short(row['mean'])} sd {_short(row['sd'])}" for m, row in there.items())
+            count = sum(found == source for found in self.sources.values())
+            lines.append(f"{source} ({count} cases): {told}")
         lines += [
             "",
             f"{len(self.cases)} cases of {persons} groups. n: cases that have the value. sd: population.",
@@ -255,6 +275,7 @@ def merge_reports(reports: Mapping[str, Report], *, seed: int = 0) -> Report:
     cases: dict[str, Scores] = {}
     groups: dict[str, str] = {}
     folds: dict[str, str] = {}
+    sources: dict[str, str] = {}
     for name, report in reports.items():
         for key in ("tolerance_mm", "labels"):
             if report.provenance.get(key) != first.provenance.get(key):
@@ -270,6 +291,7 @@ def merge_reports(reports: Mapping[str, Report], *, seed: int = 0) -> Report:
         cases |= report.cases
         groups |= {case: report.groups.get(case, case) for case in report.cases}
         folds |= dict.fromkeys(report.cases, name)
+        sources |= report.sources
     where: dict[str, set[str]] = {}
     for case, group in groups.items():
         where.setdefault(group, set()).add(folds[case])
@@ -283,7 +305,7 @@ def merge_reports(reports: Mapping[str, Report], *, seed: int = 0) -> Report:
         "groups_in_several_folds": sorted(group for group, names in where.items() if len(names) > 1),
         "folds": {name: report.provenance for name, report in reports.items()},
     }
-    return Report(cases, summarise(cases, groups, seed=seed), provenance, groups, folds)
+    return Report(cases, summarise(cases, groups, seed=seed), provenance, groups, folds, sources)
 
 
 def paired_difference(

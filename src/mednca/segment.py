@@ -13,7 +13,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,12 @@ PATIENCE = 2.0
 
 @dataclass(frozen=True)
 class Scan:
-    """One scan to segment: its name and its files, one or, as nnU-Net has it, one per channel."""
+    """One scan to segment: its name, its files, one or, as nnU-Net has it, one per channel, and which of its
+    channels to use, if not all."""
 
     name: str
     files: tuple[Path, ...]
+    channels: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ def predict_files(
     inputs: Sequence[str | Path],
     out: str | Path,
     *,
+    channels: Sequence[int] = (),
     force: bool = False,
     progress: bool = True,
 ) -> Iterator[dict[str, Any]]:
@@ -62,9 +65,10 @@ def predict_files(
 
     Args:
         predictor: The model.
-        inputs: Files, and folders of files.
+        inputs: Files, and folders of files; a folder of DICOM files is one scan.
         out: With a single file as input, the mask's file (an ending says its format); else a folder, in which
-            each mask has the name and the format of its scan.
+            each mask has the name and the format of its scan (NIfTI, for DICOM).
+        channels: Numbers, from 0, of the channels to use of scans that have more; all where none is named.
         force: Replace masks that exist.
         progress: Whether to show progress on stderr: on a terminal, after two seconds.
 
@@ -73,6 +77,7 @@ def predict_files(
             missing, a mask exists already and `force` is not set, or would replace its own scan.
     """
     scans = find_scans(inputs, predictor.file.config.preprocess.modalities)
+    scans = [replace(scan, channels=tuple(channels)) for scan in scans]
     jobs = place(scans, Path(out), single=len(inputs) == 1 and not Path(inputs[0]).is_dir(), force=force)
     return _run(predictor, jobs, force=force, progress=progress)
 
@@ -134,7 +139,9 @@ def place(scans: Sequence[Scan], out: Path, *, single: bool, force: bool) -> lis
     inputs = {file.resolve() for scan in scans for file in scan.files}
     jobs = []
     for scan in scans:
-        mask = out if to_file else out / (scan.name + scan.files[0].name[-len(suffix(scan.files[0])) :])
+        first = scan.files[0]
+        ending = ".nii.gz" if first.is_dir() else first.name[-len(suffix(first)) :]
+        mask = out if to_file else out / (scan.name + ending)
         job = Job(scan, mask, mask.with_name(stem(mask) + ".json"))
         if mask.resolve() in inputs:
             raise InputError(f"{mask}: the mask would replace an input; choose another name or folder")
@@ -171,7 +178,7 @@ def predict_file(
             files cannot be written.
     """
     first = job.scan.files[0]
-    volume = read_case(job.scan.files)
+    volume = read_case(job.scan.files, job.scan.channels)
     hidden = None if progress else True  # None shows the bar on a terminal only
     with tqdm(unit="slice", desc=job.scan.name, leave=False, delay=PATIENCE, disable=hidden) as bar:
 

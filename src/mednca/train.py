@@ -107,6 +107,7 @@ def train(
         parts = {out / f"fold_{i}": ids for i, ids in enumerate(split_folds(cases, folds, config.train.seed))}
     else:
         parts = {out: held_out_cases(cases, validation, config.train.seed)}
+    sources = {case.id: case.source for case in cases.cases if case.source}
     splits = {
         path: {
             "data": cases.name,
@@ -115,6 +116,7 @@ def train(
             "seed": config.train.seed,
             "training": [scan.id for scan in scans if scan.id not in held_out],
             "validation": held_out,
+            **({"sources": sources} if sources else {}),
         }
         for path, held_out in parts.items()
     }
@@ -154,12 +156,12 @@ def check_engine(device: str, engine: str) -> None:
 
 
 def engine_of(config: RunConfig, device: str, engine: str) -> str:
-    """Configuration, device and name of an engine of training -> the name; a baseline has no choice.
+    """Configuration, device and name of an engine of training -> the name; only automata have a choice.
 
     Raises:
         InputError: If the engine does not run the baseline.
     """
-    return engine if config.baseline is None else choose_engine(device, engine, config.baseline)
+    return engine if config.is_automaton else choose_engine(device, engine, config.baseline)
 
 
 @contextlib.contextmanager
@@ -360,7 +362,7 @@ def fit(
             bar.update(1)
             bar.set_postfix(loss=f"{measured['loss']:.3f}", dice=f"{dice:.3f}", refresh=False)
     model = learner.model_file(card)
-    if config.baseline is None:
+    if config.is_automaton:
         measured_on = [case.image for case in training]
         model = replace(model, range=measure_range(model, measured_on, seed=settings.seed))
     save_model(run.model, model)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from mednca import engine
 from mednca.baselines import build, from_weights
 from mednca.card import describe
 from mednca.checkpoint import RunFolder
@@ -20,8 +21,8 @@ from mednca.errors import InputError
 from mednca.evaluate import evaluate
 from mednca.io import read_case
 from mednca.learner import Learner
-from mednca.modelfile import ModelFile, load_model, save_model
-from mednca.nca import run_eager
+from mednca.modelfile import ModelFile, load_model, save_model, to_bytes
+from mednca.nca import MedNCA, run_eager
 from mednca.predict import Predictor
 from mednca.recipes import Fingerprint, recipe
 from mednca.rule import MedNCAConfig
@@ -30,6 +31,7 @@ from tests.small_training import TRAIN, blob, slices, write_cases, write_scan
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TensorBoard's own
 
+needs_engine = pytest.mark.skipif(not engine.available(), reason=engine.why_not())
 UNET = BaselineConfig("unet", filters=4, depth=3)
 ONE_LEVEL = MedNCAConfig(channels=8, hidden=8, scales=(1,), steps=(4,))
 
@@ -106,6 +108,27 @@ def test_what_cannot_be_a_baseline_is_refused() -> None:
         RunConfig(train=replace(TRAIN, precision="bfloat16"))
 
 
+def seg_nca(**train: Any) -> RunConfig:
+    """Settings of the training that differ -> a tiny Seg. NCA."""
+    model = replace(ONE_LEVEL, perception="depthwise")
+    return replace(config(**train), model=model, baseline=BaselineConfig("seg_nca"))
+
+
+def test_seg_nca_perceives_by_sobel_filters_and_learns_the_rest() -> None:
+    network = build(seg_nca())
+    assert isinstance(network, MedNCA)
+    rule = network.levels[0]
+    columns = torch.arange(8.0).expand(1, 8, 6, 8).contiguous()
+    seen = rule.perceive(columns)[0, :, 2, 3]
+    assert seen.tolist() == [3.0] * 8 + [1.0] * 8 + [0.0] * 8  # state, slope along columns, along rows
+    rows = columns.transpose(2, 3).contiguous()
+    assert rule.perceive(rows)[0, :, 3, 2].tolist() == [3.0] * 8 + [0.0] * 8 + [1.0] * 8
+    learnt = [name for name, weight in rule.named_parameters() if weight.requires_grad]
+    assert learnt == ["update_in.weight", "update_in.bias", "update_out.weight"]
+    with pytest.raises(ValueError, match="perception must be 'depthwise' for seg_nca, got 'dense'"):
+        replace(seg_nca(), model=ONE_LEVEL)
+
+
 # -- model files
 
 
@@ -159,9 +182,16 @@ def test_a_scan_of_any_size_gets_a_mask_in_its_grid(tmp_path: Path, shape: tuple
 @pytest.mark.parametrize("engine", ["native", "int16", "numpy", "folded"])
 def test_an_engine_of_automata_does_not_run_a_baseline(engine: str) -> None:
     with pytest.raises(
-        InputError, match=f"the engine '{engine}' runs Med-NCA only, this model is the baseline"
+        InputError, match=f"the engine '{engine}' runs cellular automata, this model is the baseline"
     ):
         Predictor(model_file(config()), engine=engine)
+
+
+@needs_engine
+def test_the_engine_in_c_takes_automata_and_says_of_another_baseline_that_it_is_none() -> None:
+    with pytest.raises(InputError, match="the model is no cellular automaton but a baseline"):
+        engine.Model(to_bytes(model_file(config())))
+    assert engine.Model(to_bytes(model_file(seg_nca()))).facts.levels == 1
 
 
 # -- training
@@ -220,9 +250,24 @@ def test_a_unet_learns_and_is_judged_as_any_model(tmp_path: Path) -> None:
     assert again.summary["merged"]["dice"]["mean"] == report.summary["merged"]["dice"]["mean"]
 
 
+def test_seg_nca_learns_with_its_filters_given_and_every_engine_runs_it(tmp_path: Path) -> None:
+    cases = write_cases(tmp_path / "data")
+    settings = seg_nca(iterations=20)
+    assert train(cases, tmp_path / "run", lambda data: settings, progress=False) is not None
+    model = load_model(tmp_path / "run")
+    fresh = model_file(settings).weights
+    for name, array in model.weights.items():
+        given = ".perceive_" in name
+        assert np.array_equal(array, fresh[name]) == given, name
+    assert model.parameters == 8 * (24 + 1) + 8 * 8 and model.range is not None
+    scan = read_case(cases.cases[0].images)
+    masks = [Predictor(model, engine=name).predict(scan).mask.data for name in ("auto", "numpy", "eager")]
+    assert all(np.array_equal(mask, masks[0]) for mask in masks)
+
+
 def test_training_with_an_engine_of_automata_is_refused_before_a_folder_is_made(tmp_path: Path) -> None:
     cases = write_cases(tmp_path / "data", 2)
-    with pytest.raises(InputError, match="the engine 'native' runs Med-NCA only"):
+    with pytest.raises(InputError, match="the engine 'native' runs cellular automata"):
         train(cases, tmp_path / "run", lambda data: config(), engine="native", progress=False)
     assert not (tmp_path / "run").exists()
 

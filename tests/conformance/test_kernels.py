@@ -19,6 +19,7 @@ from mednca.config import RunConfig
 from mednca.fire import FireKey, fire_mask
 from mednca.modelfile import ModelFile, load_model, to_bytes
 from mednca.nca import MedNCA, run_eager
+from mednca.predict import Predictor
 from mednca.slices import PreprocessConfig, prepare_image
 from mednca.synthetic import phantom
 from mednca.volume import Volume
@@ -236,3 +237,38 @@ def test_the_whole_way_of_a_scan_in_c_is_that_of_the_definition(instructions: st
     probability = 1 / (1 + np.exp(-wanted.transpose(1, 2, 0)))
     assert np.abs(shares[0] - probability).max() < 1e-4
     same_mask(shares[0], probability)
+
+
+@cache
+def along_three_axes() -> tuple[bytes, np.ndarray]:
+    """The shipped rule along three axes, as a model file, and what NumPy makes of a phantom with it."""
+    base = load_model("hippocampus")
+    preprocess = replace(base.config.preprocess, axes=(2, 0, 1))
+    file = replace(base, config=replace(base.config, preprocess=preprocess))
+    found = Predictor(file, engine="numpy", probability=True).predict(scan(3, 20)).probability
+    assert found is not None
+    return to_bytes(file), found.data
+
+
+@sets
+@pytest.mark.parametrize("numbers", engine.NUMBERS)
+def test_a_scan_along_three_axes_is_that_of_numpy_whatever_the_threads(
+    numbers: str, instructions: str
+) -> None:
+    content, wanted = along_three_axes()
+    volume = scan(3, 20)
+    model = engine.Model(content, numbers=numbers, instructions=instructions)
+    found = []
+    for threads in (1, 3):
+        mask, shares = np.zeros(volume.shape, np.uint8), np.full((1, *volume.shape), -1, np.float32)
+        model.segment(volume.data, mask, shares, spacing=(1, 1, 1), threads=threads)
+        assert np.array_equal(mask, shares[0] > np.float32(0.5))
+        found.append(digest(shares))
+    assert found[0] == found[1]
+    assert np.abs(shares - wanted).max() < (1e-4 if numbers == "fp32" else 0.1)
+    same_mask(shares[0], wanted[0]) if numbers == "fp32" else None
+    if numbers == "int16":  # the same bits in every set
+        best = engine.Model(content, numbers=numbers)
+        others = np.zeros_like(shares)
+        best.segment(volume.data, mask, others, spacing=(1, 1, 1))
+        assert digest(others) == found[0]

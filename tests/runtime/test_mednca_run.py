@@ -41,9 +41,8 @@ def world(tmp_path: Path) -> Path:
 
 def calibrated(model: ModelFile, scan: Path) -> ModelFile:
     """Model and scan -> the model with the range of its numbers on the scan."""
-    return replace(
-        model, range=measure_range(model, [prepare_image(read_volume(scan), model.config.preprocess)])
-    )
+    images = [prepare_image(read_volume(scan), view) for view in model.config.preprocess.views]
+    return replace(model, range=measure_range(model, images))
 
 
 def python_mask(model: ModelFile, scan: Path, to: Path, seed: int = 0, engine: str = "eager") -> Path:
@@ -78,6 +77,8 @@ def agree(path: Path, other: Path, least: float = 0.999) -> None:
         {"axes": (0,), "spacing": (1.3, 0.8)},
         {"axes": (1,), "normalise": "slice"},
         {"size": (20, 16), "normalise": "slice"},
+        {"axes": (2, 0, 1), "context": 1},
+        {"axes": (1, 2), "classes": 2, "spacing": (1.2, 1.2)},
     ],
     ids=str,
 )
@@ -110,7 +111,14 @@ def test_the_shipped_model_gives_the_mask_of_pytorch_on_a_phantom(tmp_path: Path
 
 @pytest.mark.parametrize("threads", [2, 3, 4, 7])
 @pytest.mark.parametrize("numbers", [(), ("--int16",)], ids=["fp32", "int16"])
-def test_masks_do_not_depend_on_threads(world: Path, threads: int, numbers: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("axes", [(2,), (2, 0, 1)], ids=["one axis", "three axes"])
+def test_masks_do_not_depend_on_threads(
+    world: Path, threads: int, numbers: tuple[str, ...], axes: tuple[int, ...]
+) -> None:
+    if len(axes) > 1:
+        model = calibrated(tiny_model(axes=axes), world / "scan.nii.gz")
+        save_model(world / "model.safetensors", model)
+
     def mask(count: int) -> bytes:
         out = world / f"mask{count}.nii"
         succeeded(world / "model.safetensors", world / "scan.nii.gz", "-o", out, "--threads", count, *numbers)
@@ -270,6 +278,9 @@ def test_help_names_every_option_and_info_tells_what_a_model_is(world: Path) -> 
     assert f"{tiny_model().parameters} parameters, 8 channels, 8 hidden units, dense" in info
     assert "downscaled by 4, 1; steps 2+3" in info
     assert re.search(r"--int16 +possible", info)
+    three = save_model(world / "three.safetensors", tiny_model(axes=(2, 0, 1)))
+    assert "1 channel(s), cut into axial, sagittal, coronal slices" in succeeded(three, "--info")
+    assert "seconds" in succeeded(three, "--bench", "--size", "16x20")
     bare = save_model(world / "bare.safetensors", tiny_model())
     assert re.search(r"--int16 +not possible", succeeded(bare, "--info"))
 

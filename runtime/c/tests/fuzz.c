@@ -101,8 +101,8 @@ static void expect(int good, const char *what)
 
 /* ---- Valid files ---- */
 
-/* A model of two levels with the smallest sizes that use every part of the format. */
-static void make_model(file *f, int depthwise)
+/* A model of two levels with the smallest sizes that use every part of the format; of one axis or several. */
+static void make_model(file *f, int depthwise, int several)
 {
     enum { N = 4, H = 10, LEVELS = 2 };
     static const struct {
@@ -131,12 +131,16 @@ static void make_model(file *f, int depthwise)
         "{\"__metadata__\": {\"mednca\": \"{\\\"format\\\": \\\"mednca-model\\\", \\\"version\\\": 1, \\\"card\\\": {}, "
         "\\\"config\\\": {\\\"model\\\": {\\\"image_channels\\\": 1, \\\"classes\\\": 2, \\\"channels\\\": %d, "
         "\\\"hidden\\\": %d, \\\"perception\\\": \\\"%s\\\", \\\"scales\\\": [2, 1], \\\"steps\\\": [%d, %d], "
-        "\\\"fire_rate\\\": 0.5}, \\\"preprocess\\\": {\\\"modalities\\\": 1, \\\"axis\\\": 2, \\\"context\\\": 0, "
+        "\\\"fire_rate\\\": 0.5}, \\\"preprocess\\\": {\\\"modalities\\\": 1, %s, \\\"context\\\": 0, "
         "\\\"normalise\\\": \\\"%s\\\", \\\"spacing\\\": %s, \\\"size\\\": %s}, \\\"predict\\\": {\\\"threshold\\\": 0.5, "
         "\\\"ensemble\\\": 1, \\\"largest_component\\\": true}, \\\"values\\\": [1, 2]}, \\\"range\\\": {\\\"levels\\\": "
         "[%s, %s]}}\"}",
-        N, H, depthwise ? "depthwise" : "dense", BEGIN_STEPS, BEGIN_STEPS, depthwise ? "slice" : "volume",
-        depthwise ? "null" : "[1.0, 0.75]", depthwise ? "[6, 6]" : "null", ranges, ranges);
+        N, H, depthwise ? "depthwise" : "dense", BEGIN_STEPS, BEGIN_STEPS,
+        several ? "\\\"axes\\\": [2, 0, 1]" : "\\\"axis\\\": 2", depthwise ? "slice" : "volume",
+        depthwise  ? "null"
+        : several ? "[0.75, 0.75]"
+                  : "[1.0, 0.75]",
+        depthwise && !several ? "[6, 6]" : "null", ranges, ranges);
     for (int level = 0; level < LEVELS; level++)
         for (int i = 0; i < 7; i++) {
             used += (size_t)sprintf(header + used, ", \"levels.%d.%s\": {\"dtype\": \"F32\", \"shape\": [", level,
@@ -355,7 +359,7 @@ static void run_input(file *model_file, file *scan_file)
         if (small) {
             void *work = calloc(1, size);
             small = work && (mednca_begin(model, &scan, work, &job, message, sizeof message) ||
-                             cells_of_slice(&job) <= CELLS / job.slices);
+                             cells_of_scan(&job) <= CELLS);
             free(work);
         }
         too_large += size && !small;
@@ -397,7 +401,7 @@ static void too_long(int number)
 
 int main(int count, char **words)
 {
-    static file models[2], scans[12], model, scan;
+    static file models[4], scans[12], model, scan;
     uint64_t inputs = count > 1 ? strtoull(words[1], NULL, 10) : 0,
              first = count > 3 ? strtoull(words[3], NULL, 10) : 0;
     seed = count > 2 ? strtoull(words[2], NULL, 10) : 1;
@@ -406,8 +410,8 @@ int main(int count, char **words)
         return 2;
     }
     state = 0;
-    for (int i = 0; i < 2; i++)
-        make_model(&models[i], i);
+    for (int i = 0; i < 4; i++)
+        make_model(&models[i], i % 2, i / 2);
     for (int i = 0; i < 12; i++)
         make_scan(&scans[i], 1 + i / 6, i % 6);
     __sanitizer_set_death_callback(tell_input);
@@ -419,7 +423,7 @@ int main(int count, char **words)
         double before = now();
         state = seed * 0x2545f4914f6cdd1du + current;
         const size_t what = below(8); /* 0 to 3: the model, 4 to 6: the scan, 7: both */
-        model = models[below(2)];
+        model = models[below(4)];
         scan = scans[below(12)];
         const size_t packing = below(3); /* 0: none, 1: after the damage, 2: before it */
         if (packing == 2)

@@ -25,6 +25,8 @@ from mednca.nca import MedNCA, Run, Window
 #: logits (B, K, H, W), or one with the interface of `MedNCA`. Loaded when asked for.
 NETWORKS: dict[str, tuple[str, str]] = {
     "unet": ("mednca.baselines.unet", "build"),
+    "seg_nca": ("mednca.baselines.seg_nca", "build"),
+    "smp": ("mednca.baselines.encoders", "build"),
 }
 
 
@@ -105,7 +107,7 @@ def from_weights(config: RunConfig, weights: Mapping[str, Any]) -> Network:
     Raises:
         InputError: If the arrays are not those of the network.
     """
-    if config.baseline is None:
+    if config.baseline is None or config.is_automaton:
         return MedNCA.from_weights(config.model, weights)
     with torch.random.fork_rng(devices=[]):
         network = build(config)

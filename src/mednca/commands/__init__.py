@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 from mednca.commands.bench import Bench
-from mednca.commands.data import Doctor, Phantoms
+from mednca.commands.data import Doctor, Get, Join, Phantoms
 from mednca.commands.models import Calibrate, Export, ImportOfficial, Info
+from mednca.commands.nnunet import ExportNnunet
 from mednca.commands.plan import Plan
 from mednca.commands.predict import Evaluate, Predict
 from mednca.commands.train import Train
 
-#: Name on the command line -> command.
+#: Name on the command line, one word or two -> command.
 COMMANDS: dict[str, type[Any]] = {
     "plan": Plan,
     "train": Train,
@@ -27,5 +28,8 @@ COMMANDS: dict[str, type[Any]] = {
     "bench": Bench,
     "doctor": Doctor,
     "phantoms": Phantoms,
+    "data get": Get,
+    "data join": Join,
+    "data export-nnunet": ExportNnunet,
     "import-official": ImportOfficial,
 }

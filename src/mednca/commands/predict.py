@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from mednca.commands.bench import numbers
 from mednca.errors import InputError
+
+if TYPE_CHECKING:
+    from mednca.cases import Case, CaseSet
+    from mednca.report import Report
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,8 @@ class Predict:
     Of several scans, one that cannot be segmented does not stop the others: it is told on stderr, and the
     exit status is 2 in the end. Otherwise nothing is written before all places for masks were found free.
 
-    With a model of several channels, name_0000.nii.gz, name_0001.nii.gz, ... are one scan, as in nnU-Net.
+    With a model of several channels, name_0000.nii.gz, name_0001.nii.gz, ... are one scan, as in nnU-Net. A
+    folder with the files of one DICOM series is a scan, too; its mask is NIfTI.
 
     Examples:
         mednca predict hippocampus scan.nii.gz -o mask.nii.gz
@@ -34,9 +41,11 @@ class Predict:
     model: Annotated[Positional[str], arg(metavar="MODEL")]
     """Run folder, .safetensors file or name of a shipped model."""
     inputs: Annotated[Positional[tuple[Path, ...]], arg(metavar="INPUT...", help_behavior_hint="(required)")]
-    """Scans, or folders of scans (NIfTI, MHA, NRRD, PNG, TIFF)."""
+    """Scans, or folders of scans (NIfTI, MHA, NRRD, PNG, TIFF, DICOM)."""
     out: Annotated[Path, arg(aliases=["-o"], metavar="OUT")]
     """Mask to write, for one scan; folder for several."""
+    channels: Annotated[str | None, arg(metavar="N,...", help_behavior_hint="(default: all)")] = None
+    """Channels to use of scans that have more than the model takes, counted from 0."""
     seed: int = 0
     """Names the random stream of the fire masks; the same seed gives the same mask."""
     ensemble: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the model's)")] = None
@@ -72,7 +81,14 @@ class Predict:
             model, self.device, self.seed, self.engine, threads=self.threads, gate=self.gate
         )
         # This refuses what cannot be done, before anything is computed.
-        told = predict_files(predictor, self.inputs, self.out, force=self.force, progress=not self.quiet)
+        told = predict_files(
+            predictor,
+            self.inputs,
+            self.out,
+            channels=numbers("--channels", self.channels) if self.channels is not None else (),
+            force=self.force,
+            progress=not self.quiet,
+        )
         general = model_warnings(model)
         for warning in general:
             print(f"mednca: warning: {self.model}: {warning}", file=sys.stderr)
@@ -100,13 +116,17 @@ class Evaluate:
     """Judge a model on labelled scans: Dice, IoU, HD95, ASSD, NSD and volumes, per case, mean, sd and
     interval.
 
+    MODEL may also be a folder of masks that some program wrote, each named as its case, or the folder in
+    which nnU-Net has its folds (fold_0, fold_1, ...): then each case's mask by the fold that has not seen it
+    is judged.
+
     Examples:
         mednca evaluate hippocampus Task04_Hippocampus --group pairs --json report.json
         mednca evaluate runs/hippocampus Task04_Hippocampus --cases held_out.txt
     """
 
     model: Annotated[Positional[str], arg(metavar="MODEL")]
-    """Run folder, .safetensors file or name of a shipped model."""
+    """Run folder, .safetensors file, name of a shipped model, or folder of masks."""
     data: Annotated[Positional[Path], arg(metavar="DATA")]
     """Folder of the data set."""
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
@@ -119,6 +139,11 @@ class Evaluate:
         str | None, arg(metavar="RULE", help_behavior_hint="(default: every case is a person)")
     ] = None
     """What makes a person: intervals draw persons, not scans. See 'mednca train --help'."""
+    labels: Annotated[
+        Literal["merged", "separate"] | None,
+        arg(metavar="merged|separate", help_behavior_hint="(default: as dataset.json beside the masks says)"),
+    ] = None
+    """For a folder of masks: whether they hold one class for all labels, or one for each."""
     seed: int = 0
     """Names the random stream of the fire masks."""
     ensemble: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the model's)")] = None
@@ -140,27 +165,50 @@ class Evaluate:
 
     def run(self) -> int:
         """Evaluate, and print the table."""
-        from tqdm import tqdm
-
-        from mednca.cases import find_labelled_cases
-        from mednca.evaluate import evaluate
-        from mednca.files import read_lines
-        from mednca.modelfile import load_model
-        from mednca.predict import Predictor, saturation, with_ensemble
+        from mednca.nnunet import find_masks
 
         if self.json is not None and self.json.exists() and not self.force:
             raise InputError(f"{self.json}: exists already; choose another name or give --force")
         if not self.tolerance >= 0:
             raise InputError(f"tolerance must be 0 mm or more, got {self.tolerance:g}")
-        model = with_ensemble(load_model(self.model), self.ensemble)
+        masks = find_masks(Path(self.model))
+        report = self.judge_masks(masks) if masks else self.judge_model()
+        if self.json is not None:
+            report.write(self.json, force=self.force)
+        print(report.table())
+        return 0
+
+    def chosen(self) -> tuple[CaseSet, tuple[Case, ...]]:
+        """The data set, and those of its cases that are to be judged."""
+        from mednca.cases import find_labelled_cases
+        from mednca.files import read_lines
+
         found = find_labelled_cases(self.data, self.group)
-        chosen = found.cases
-        if self.cases is not None:
-            wanted = read_lines(self.cases)
-            missing = sorted(wanted - {case.id for case in chosen})
-            if missing:
-                raise InputError(f"{self.cases}: case {missing[0]} is not in {self.data}")
-            chosen = tuple(case for case in chosen if case.id in wanted)
+        if self.cases is None:
+            return found, found.cases
+        wanted = read_lines(self.cases)
+        missing = sorted(wanted - {case.id for case in found.cases})
+        if missing:
+            raise InputError(f"{self.cases}: case {missing[0]} is not in {self.data}")
+        return found, tuple(case for case in found.cases if case.id in wanted)
+
+    def bar(self, cases: Sequence[Case]) -> Iterable[Case]:
+        """Cases -> the same, with a progress bar on stderr."""
+        from tqdm import tqdm
+
+        wrapped: Iterable[Case] = tqdm(cases, unit="scan", disable=True if self.quiet else None)
+        return wrapped
+
+    def judge_model(self) -> Report:
+        """The report on a model."""
+        from mednca.evaluate import evaluate
+        from mednca.modelfile import load_model
+        from mednca.predict import Predictor, saturation, with_ensemble
+
+        if self.labels is not None:
+            raise InputError(f"--labels is for a folder of masks, {self.model} is a model; leave it out")
+        model = with_ensemble(load_model(self.model), self.ensemble)
+        found, chosen = self.chosen()
         predictor = Predictor(
             model,
             self.device,
@@ -182,18 +230,71 @@ class Evaluate:
             chosen,
             tolerance_mm=self.tolerance,
             labels=found.labels or None,
-            progress=lambda c: tqdm(c, unit="scan", disable=True if self.quiet else None),
+            progress=self.bar,
         )
         for warning in saturation(predictor.saturated):
             print(f"mednca: warning: {warning}", file=sys.stderr)
         told: dict[str, Any] = {"model": str(self.model), "model_hash": model.hash, "device": self.device}
         told |= {"data": found.name, "fire_seed": self.seed, "trained_on": seen}
         told |= {"engine": predictor.engine, "gate": self.gate, "saturated": predictor.saturated}
-        report = replace(report, provenance=report.provenance | told)
-        if self.json is not None:
-            report.write(self.json, force=self.force)
-        print(report.table())
-        return 0
+        return replace(report, provenance=report.provenance | told)
+
+    def judge_masks(self, masks: dict[str, dict[str, Path]]) -> Report:
+        """Masks of each fold ("" for a plain folder) -> the report on them, out of fold for several."""
+        from mednca.evaluate import evaluate_masks
+        from mednca.nnunet import FOREGROUND, mask_labels
+        from mednca.report import merge_reports
+
+        for option in fields(self):
+            of_models = option.name in ("seed", "ensemble", "device", "engine", "threads", "gate")
+            if of_models and getattr(self, option.name) != option.default:
+                raise InputError(
+                    f"--{option.name} is for a model, {self.model} is a folder of masks; leave it out"
+                )
+        found, chosen = self.chosen()
+        known = mask_labels(Path(self.model)) if self.labels is None else {}
+        if not known:
+            known = {1: FOREGROUND} if self.labels == "merged" else found.labels
+        if not known:
+            raise InputError(f"{self.model}: nothing says what its values mean; give --labels merged")
+        by_id = {case.id: case for case in chosen}
+        every = {name for inside in masks.values() for name in inside}
+        strange = sorted(every - set(by_id)) if self.cases is None else []
+        if strange:
+            raise InputError(f"{self.model}: holds a mask {strange[0]}, which is no case of {self.data}")
+        without = sorted(set(by_id) - every)
+        if without and ("" in masks or len(without) == len(by_id)):
+            raise InputError(
+                f"{self.model}: has no mask of {len(without)} of the {len(by_id)} cases, as {without[0]}; "
+                "add them, or name the cases to judge with --cases"
+            )
+        if without:
+            print(
+                f"mednca: warning: {self.model} has no mask of {len(without)} of the {len(by_id)} cases, as "
+                f"{without[0]}: folds are missing, and this is a report on the others",
+                file=sys.stderr,
+            )
+        reports = {
+            fold: evaluate_masks(
+                inside,
+                known,
+                [by_id[name] for name in sorted(inside) if name in by_id],
+                tolerance_mm=self.tolerance,
+                labels=found.labels or None,
+                progress=self.bar,
+            )
+            for fold, inside in masks.items()
+            if by_id.keys() & inside.keys()
+        }
+        report = reports[""] if "" in reports else merge_reports(reports)
+        if leaked := report.provenance.get("groups_in_several_folds"):
+            print(
+                f"mednca: warning: {len(leaked)} person(s), as {leaked[0]}, are in several folds; this is no "
+                "independent test",
+                file=sys.stderr,
+            )
+        told = {"model": str(self.model), "data": found.name, "without_mask": without}
+        return replace(report, provenance=report.provenance | told)
 
 
 def foreground(report: dict[str, Any]) -> str:

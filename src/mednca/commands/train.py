@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 class Train:
     """Train a model on a folder of labelled scans and judge it on scans that it never saw.
 
-    DATA is in MSD layout (dataset.json, imagesTr, labelsTr), nnU-Net raw layout or a pair of folders images/
-    and labels/. RUN becomes a run folder with the model (model.safetensors), its report, its curve and all
-    that is needed to go on after a stop.
+    DATA is in MSD layout (dataset.json, imagesTr, labelsTr), nnU-Net raw layout, a pair of folders images/
+    and labels/, or made by 'mednca data join'. RUN becomes a run folder with the model (model.safetensors),
+    its report, its curve and all that is needed to go on after a stop.
 
     Examples:
         mednca train Task04_Hippocampus -o runs/hippocampus --group pairs

@@ -1,0 +1,87 @@
+"""What can be reproduced: what is stored, what is trained in part, what the rest costs, and by which command.
+
+python reproduce                       the list
+python reproduce --runs runs           the same with the runs in another folder
+python reproduce table1 --draw         what follows a script's name goes to the script
+"""
+
+from __future__ import annotations
+
+import argparse
+import runpy
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from reproduce.catalogue import EVERYTHING, Experiment
+from reproduce.runs import RESULTS, command, cost, read_result, result_path, trainings
+from reproduce.tables import why_not
+
+HERE = Path(__file__).resolve().parent
+#: Scripts that make a result of their own -> its file, and what it costs on one core.
+SCRIPTS = {
+    "hippocampus": ("hippocampus_oof.json", "6 trainings of about 25 min"),
+    "official": ("official.json", "about 10 min"),
+    "int16": ("int16.json", "about 3 min, after hippocampus"),
+    "gate": ("gate.json", "about 2 min, after hippocampus"),
+    "fig4": ("fig4.json", "about 2 min"),
+    "paired": ("paired.json", "seconds, from stored results"),
+    "leak": ("leak.json", "seconds, from stored results"),
+    "steps": ("steps.json", "minutes, after table1"),
+}
+
+
+def listing(runs: Path, results: Path = RESULTS) -> str:
+    """Folder of runs -> a line for each script and experiment: stored, partly done, missing; cost;
+    command."""
+    lines = ["results of scripts"]
+    for name, (file, told) in SCRIPTS.items():
+        there = "stored" if (results / file).is_file() else "not run"
+        lines.append(f"  {name:<34} {there:<32} {told:<28} python reproduce/{name}.py --help")
+    lines.append("experiments")
+    total, unknown = 0.0, 0
+    for experiment in EVERYTHING:
+        minutes = cost(experiment, runs, results)
+        total, unknown = total + (minutes or 0), unknown + (minutes is None)
+        told = "nothing" if minutes == 0 else "unknown" if minutes is None else f"{minutes:.0f} core-min"
+        lines.append(
+            f"  {experiment.name:<34} {state(experiment, runs, results):<32} {told:<28} {command(experiment)}"
+        )
+    lines.append(f"\nto be done: {total:.0f} core-minutes, and {unknown} experiments of unknown cost")
+    lines.append("the tables: table1, fig3, organs; --draw draws each from what is stored")
+    return "\n".join(lines)
+
+
+def state(experiment: Experiment, runs: Path, results: Path) -> str:
+    """Experiment -> what is stored of it and how far its runs are, in a few words."""
+    result = read_result(result_path(experiment, results))
+    states = [training.state() for training in trainings(experiment, runs)]
+    stored = len(result["provenance"]["runs"]) if result else 0
+    finished = states.count("finished")
+    if stored == len(states):
+        return "stored"
+    told = [f"{stored}/{len(states)} stored"] if stored else []
+    told += [f"{finished}/{len(states)} trained"] if finished else []
+    told += [text.replace("iteration ", "at ") for text in states if text.startswith("iteration")]
+    return ", ".join(told) or why_not(experiment).removeprefix("not run: ")
+
+
+def main() -> int:
+    """List, or hand over to a script."""
+    words = sys.argv[1:]
+    if words and (HERE / f"{words[0]}.py").is_file() and words[0] != "__main__":
+        script = HERE / f"{words[0]}.py"
+        sys.argv = [str(script), *words[1:]]
+        runpy.run_path(str(script), run_name="__main__")
+        return 0
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    print(listing(parser.parse_args().runs))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
