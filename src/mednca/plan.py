@@ -26,8 +26,9 @@ FORMAT = "mednca-plan"
 VERSION = 1
 #: Cells along the longer side of the coarsest level; factors of two come as close to it as they can.
 COARSE_CELLS = 9
-#: Steps of every level but the coarsest.
-STEPS = 8
+#: Steps of the finest level, of the next coarser one and so on; the last holds for all that follow. Coarse
+#: levels have few cells, so that many steps cost little there, and they carry knowledge farthest.
+STEPS = (8, 10, 16, 24)
 #: A cell hears of what happens as many cells away as steps times fire rate.
 FIRE_RATE = 0.5
 #: An organ is seen with the surroundings within as many of its widths.
@@ -64,6 +65,9 @@ class Budget:
         learning_rate: Peak rate.
         iterations: Steps of the optimiser.
         ensemble: Fire-mask runs that are averaged.
+        gamma: Largest exponent change of the contrast, as augmentation.
+        step_range: Factors on the steps that training varies them by.
+        work: Most multiply-adds for a pixel, along all axes and in all runs together, padding aside.
         seconds: Most seconds of one core per iteration, by estimate.
     """
 
@@ -79,14 +83,17 @@ class Budget:
     learning_rate: float
     iterations: int
     ensemble: int
+    gamma: float = 0.3
+    step_range: tuple[float, float] = (1.0, 1.0)
+    work: float = math.inf
     seconds: float = 0.15
 
 
 #: Name on the command line -> budget.
 BUDGETS = {
-    "pi": Budget(20_000, False, "depthwise", 16, 64, 96, 12, 256, 48, 1e-2, 5000, 1),
+    "pi": Budget(20_000, True, "depthwise", 16, 64, 96, 12, 256, 32, 8e-3, 6000, 1, work=100_000),
     "laptop": Budget(45_000, False, "depthwise", 32, 64, 128, 16, 512, 40, 8e-3, 4000, 1),
-    "best": Budget(70_016, True, "dense", 16, 128, 192, 24, 1024, 32, 5e-3, 5000, 3),
+    "best": Budget(70_016, True, "dense", 16, 128, 192, 24, 1024, 32, 5e-3, 5000, 3, 0.5, (0.5, 2.0)),
 }
 
 
@@ -142,7 +149,7 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
     axes = slice_axes(data) if limits.every_axis else (slice_axis(data),)
     grid = working_grid(data, axes, limits)
     span, why_span = span_of(grid, limits)
-    context, model, why_context = shape_model(data, grid.room, span, limits)
+    context, model, why_context = shape_model(data, grid.room, span, limits, len(axes))
     preprocess = replace(grid.preprocess, modalities=data.modalities, context=context)
     sides = tuple(min(side, max(span, limits.patch)) for side in grid.room)
     canvas = padded_size((sides[0], sides[1]), model.multiple, model.smallest)
@@ -151,13 +158,15 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
         model=model,
         preprocess=preprocess,
         # Left and right only: anatomy has no other mirror.
-        augment=AugmentConfig(flip=(0,) if plane_axes(axes[0])[0] == 0 else ()),
+        augment=AugmentConfig(flip=(0,) if plane_axes(axes[0])[0] == 0 else (), gamma=limits.gamma),
         train=TrainConfig(
             iterations=limits.iterations,
             canvas=canvas,
             patch=limits.patch,
             learning_rate=limits.learning_rate,
             coarse_weight=0.0,
+            step_range=limits.step_range,
+            step_range_from=0.4 if limits.step_range != (1.0, 1.0) else 0.0,
         ),
         predict=PredictConfig(ensemble=limits.ensemble),
     )
@@ -290,10 +299,10 @@ def span_of(grid: Grid, limits: Budget) -> tuple[int, str]:
 
 
 def shape_model(
-    data: Fingerprint, room: tuple[int, int], span: int, limits: Budget
+    data: Fingerprint, room: tuple[int, int], span: int, limits: Budget, axes: int
 ) -> tuple[int, MedNCAConfig, str]:
-    """Fingerprint, cells of a slice, cells that a cell must hear of and budget -> context, model, and the
-    reason for the context.
+    """Fingerprint, cells of a slice, cells that a cell must hear of, budget and number of axes -> context,
+    model, and the reason for the context.
 
     Raises:
         ValueError: If the budget has no room for so many channels.
@@ -302,8 +311,9 @@ def shape_model(
     while halvings and 2 * min(room) < 2**halvings:  # else more than three quarters would be padding
         halvings -= 1
     scales = tuple(2**level for level in range(halvings, -1, -1))
-    fine = STEPS * sum(scales[1:])
-    steps = (max(STEPS, math.ceil((span / FIRE_RATE - fine) / scales[0])), *(STEPS,) * halvings)
+    steps = [STEPS[min(level, len(STEPS) - 1)] for level in range(halvings, -1, -1)]
+    fine = sum(count * scale for count, scale in zip(steps[1:], scales[1:], strict=True))
+    steps[0] = max(steps[0], math.ceil((span / FIRE_RATE - fine) / scales[0]))
     neighbours = 1 if min(data.shape) > 1 else 0
     for perception, context, answers in wishes(neighbours, len(data.labels), limits):
         images = data.modalities * (2 * context + 1)
@@ -312,6 +322,11 @@ def shape_model(
         filters = 18 * channels * (1 if perception == "depthwise" else channels) + 2 * channels
         left = limits.parameters // len(scales) - filters
         hidden = min(limits.hidden, left // (4 * channels + 1) // LANES * LANES)
+        # The same per cell and step in multiply-adds, which have no biases.
+        updates = sum(count / scale**2 for count, scale in zip(steps, scales, strict=True))
+        spare = limits.work / (axes * limits.ensemble * updates) - (filters - 2 * channels)
+        if spare < 4 * channels * hidden:
+            hidden = max(LEAST_HIDDEN, int(spare / (4 * channels)) // LANES * LANES)
         if hidden >= LEAST_HIDDEN:
             break
     else:
@@ -326,7 +341,7 @@ def shape_model(
         hidden=hidden,
         perception=perception,
         scales=scales,
-        steps=steps,
+        steps=tuple(steps),
         fire_rate=FIRE_RATE,
     )
     return context, model, why

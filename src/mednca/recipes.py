@@ -142,6 +142,7 @@ def unet(data: Fingerprint) -> RunConfig:
             checkpoint_every=500,  # 1.2 GB each
             precision="bfloat16",
             step_range=(1.0, 1.0),
+            step_range_from=0.0,
         ),
         predict=replace(config.predict, ensemble=1),  # it draws nothing: every run is the same
         baseline=BaselineConfig("unet"),
@@ -164,7 +165,7 @@ def unet_plain(data: Fingerprint) -> RunConfig:
 
 
 def backbone(data: Fingerprint) -> RunConfig:
-    """The paper's single rule: one level on slices stretched to 64 x 64, 64 steps. Its learning rate too is
+    """The paper's single rule: one level on slices stretched to 64 x 64, 64 steps. The learning rate too is
     the paper's; augmentation and all that makes training reliable are ours. 35,008 weights for a scan of one
     modality."""
     config = own_grid(data)
