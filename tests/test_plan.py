@@ -240,22 +240,24 @@ def test_slices_are_never_finer_than_they_are_nor_larger_than_the_budget(
         assert data.shape[axis] * data.spacing[axis] / step <= 1.2 * BUDGETS[budget].limit
 
 
-def test_a_lean_plan_has_fifty_times_fewer_multiply_adds_than_the_paper() -> None:
-    for data in (CROPS, PROSTATE, ULTRASOUND, NUCLEI):
+def test_a_lean_plan_has_far_fewer_multiply_adds_than_the_paper() -> None:
+    for data, times in ((CROPS, 24), (PROSTATE, 40), (ULTRASOUND, 40), (NUCLEI, 40)):
         cost = plan(data, "pi").cost
-        assert cost.ratio_64 >= 50 and cost.ratio_16 >= 12 and cost.parameters <= 20_000
+        assert cost.ratio_64 >= times and cost.ratio_16 >= times / 4 and cost.parameters <= 20_000
         assert cost.ratio_64 > plan(data, "laptop").cost.ratio_64 > plan(data, "best").cost.ratio_64
 
 
 def test_a_crop_of_one_organ_is_taken_as_it_is() -> None:
     settings = plan(CROPS).config
     assert settings.preprocess.spacing == (1.0, 1.0) and settings.preprocess.context == 1
-    assert (settings.model.scales, settings.model.steps) == ((8, 4, 2, 1), (8, 8, 8, 8))
+    assert (settings.model.scales, settings.model.steps) == ((8, 4, 2, 1), (24, 16, 10, 8))
     assert settings.preprocess.axes == (2, 0, 1) and settings.train.canvas == (64, 64)
     assert settings.model.perception == "dense"
     assert (settings.model.channels, settings.model.hidden) == (16, 128)
     lean = plan(CROPS, "pi").config
-    assert (lean.preprocess.axes, lean.train.canvas) == ((2,), (48, 64))
+    assert (lean.preprocess.axes, lean.train.canvas, lean.model.hidden) == ((2, 0, 1), (64, 64), 32)
+    flat = plan(replace(CROPS, spacing=(1.0, 1.0, 3.0)), "pi").config
+    assert (flat.preprocess.axes, flat.model.hidden) == ((2,), 64)  # one axis leaves work for a wider rule
 
 
 def test_one_huge_slice_does_not_make_the_canvas_huge() -> None:

@@ -325,7 +325,7 @@ def shape_model(
         # The same per cell and step in multiply-adds, which have no biases.
         updates = sum(count / scale**2 for count, scale in zip(steps, scales, strict=True))
         spare = limits.work / (axes * limits.ensemble * updates) - (filters - 2 * channels)
-        if spare < 4 * channels * hidden:
+        if hidden > LEAST_HIDDEN and spare < 4 * channels * hidden:
             hidden = max(LEAST_HIDDEN, int(spare / (4 * channels)) // LANES * LANES)
         if hidden >= LEAST_HIDDEN:
             break
