@@ -371,3 +371,11 @@ def test_a_run_stores_the_plan_behind_it(tmp_path: Path) -> None:
     assert stored == json.loads(to_json(plan(data, "laptop")))
     assert command.configure(data).recipe == "native_laptop"
     assert math.isclose(stored["data"]["share"], data.share or 0)
+
+
+def test_small_sets_are_trained_less_long_and_none_longer_than_the_budget() -> None:
+    def iterations(slices: int) -> int:
+        return plan(replace(ULTRASOUND, slices=slices)).config.train.iterations
+
+    assert iterations(30) == 2000 and iterations(100_000) == 5000
+    assert iterations(200) == 200 * 120 / plan(ULTRASOUND).config.train.batch_size

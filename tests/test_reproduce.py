@@ -379,12 +379,12 @@ def test_table_1_sets_ours_beside_the_paper(tmp_path: Path) -> None:
     store(tmp_path, "prostate_med_nca", 0.85)
     (path,) = table1.draw(tmp_path, False)
     hippocampus, prostate = path.read_text().split("## Prostate")
-    cells = dict(zip(table1.HEAD, row_of(hippocampus, "Med-NCA"), strict=True))
+    cells = dict(zip(table1.HEAD, row_of(hippocampus, "Med-NCA, authors' split"), strict=True))
     assert cells["paper"] == "0.886 ± 0.042"
     assert cells["ours, soft"].startswith("0.890 ± 0.016 (stretched slices")
     assert cells["ours, hard, native grid"] == "0.900 ± 0.016"
     assert cells["gap"] == "+0.004"
-    assert cells["seeds"] == "3" and cells["folds"] == "5, by person"
+    assert cells["seeds"] == "3" and cells["folds"] == "1, authors"
     assert cells["machine"] == "Abacus 3; 180 min for 15 trainings"
     assert "--only hippocampus_med_nca`" in cells["command"]
     assert dict(zip(table1.HEAD, row_of(prostate, "Med-NCA"), strict=True))["gap"] == "other data"
@@ -440,15 +440,15 @@ def test_other_organs_stand_beside_a_u_net_and_the_head_has_its_circumference(tm
 def test_the_leak_is_the_difference_of_the_two_protocols(tmp_path: Path) -> None:
     leaks = set(leak.leaking(folds.load("hippocampus_by_volume")))
     assert len(leaks) == 110
-    store(tmp_path, "hippocampus_med_nca", 0.88, seeds=3)
-    volume = store(tmp_path, "hippocampus_med_nca_by_volume", 0.88)
+    store(tmp_path, "hippocampus_lean", 0.88, seeds=3)
+    volume = store(tmp_path, "hippocampus_lean_by_volume", 0.88)
     for case, entry in volume["cases"].items():
         entry["scores"]["0"][MERGED]["dice"] += 0.01 * (case in leaks)
-    (experiment,) = find(["hippocampus_med_nca_by_volume"])
+    (experiment,) = find(["hippocampus_lean_by_volume"])
     runs.write_result(runs.result_path(experiment, tmp_path), volume)
     rows = leak.measure(tmp_path)
-    assert rows["Med-NCA"]["seeds"] == ["0"]
-    differences = {name: row["difference"] for name, row in rows["Med-NCA"].items() if name != "seeds"}
+    assert rows["ours, lean"]["seeds"] == ["0"]
+    differences = {name: row["difference"] for name, row in rows["ours, lean"].items() if name != "seeds"}
     assert {name: row["n"] for name, row in differences.items()} == {
         "all": 208,
         "the other side in training": 110,
@@ -482,7 +482,7 @@ def test_the_list_tells_state_cost_and_command(tmp_path: Path) -> None:
     (unet,) = [line for line in lines if line.split()[:1] == ["hippocampus_unet"]]
     assert " stored " in unet and " nothing " in unet
     (paper,) = [line for line in lines if line.split()[:1] == ["hippocampus_med_nca_n16"]]
-    assert " not trained yet " in paper and " 200 core-min " in paper
+    assert " not trained yet " in paper and " 5 core-min " in paper
     assert paper.endswith("python reproduce/table1.py DATA_ROOT --only hippocampus_med_nca_n16")
 
 
