@@ -100,7 +100,8 @@ ENCODERS = ("efficientnet-b0", "mobilenet_v2", "densenet121", "resnet18", "vgg11
 FIG3: tuple[Experiment, ...] = (
     *(
         Experiment(
-            f"hippocampus_unet_{encoder}", f"U-Net, {encoder}", "hippocampus_by_person", f"smp:{encoder}"
+            *(f"hippocampus_unet_{encoder}", f"U-Net, {encoder}", "hippocampus_by_person", "unet"),
+            changes={"baseline": {"name": f"smp:{encoder}"}},
         )
         for encoder in ENCODERS
     ),

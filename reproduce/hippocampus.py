@@ -38,7 +38,7 @@ from mednca.files import atomic_write, replacing
 from mednca.io import read_case
 from mednca.modelfile import SHIPPED, ModelFile, load_model, save_model
 from mednca.predict import Predictor, with_ensemble
-from mednca.recipes import native
+from mednca.recipes import own_grid
 from mednca.report import Report, merge_reports
 from mednca.slices import prepare_image
 from mednca.train import train
@@ -80,8 +80,8 @@ def main() -> None:
     torch.set_num_threads(1)
     cases = find_cases(arguments.data, group="pairs", require_labels=True)
     folds, final = arguments.runs / "hippocampus_cv", arguments.runs / "hippocampus"
-    single = train(cases, folds, native, folds=FOLDS, resume=True)
-    train(cases, final, native, validation=0, resume=True)
+    single = train(cases, folds, own_grid, folds=FOLDS, resume=True)
+    train(cases, final, own_grid, validation=0, resume=True)
     assert single is not None
     report = judge(cases, folds)
     told = provenance(folds, f"python reproduce/hippocampus.py {arguments.data.name}")

@@ -213,7 +213,8 @@ def tiny(configure: Callable[..., RunConfig]) -> Callable[..., RunConfig]:
         config = configure(command, data)
         model = replace(config.model, channels=8, hidden=8, steps=tuple(2 for _ in config.model.steps))
         train = replace(config.train, iterations=2, batch_size=2, validation_cases=1)
-        return replace(config, model=model, train=train)
+        baseline = config.baseline and replace(config.baseline, filters=2)
+        return replace(config, model=model, train=train, baseline=baseline)
 
     return shrunk
 

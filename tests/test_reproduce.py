@@ -15,7 +15,9 @@ import pytest
 from mednca.cases import Case, split_folds
 from mednca.checkpoint import RunFolder
 from mednca.errors import InputError
-from mednca.report import MERGED, Report
+from mednca.plan import Fingerprint
+from mednca.report import MERGED, Report, merge_reports
+from mednca.rule import parameters
 from mednca.train import train
 from reproduce import __main__ as overview
 from reproduce import catalogue, circumference, fig3, folds, leak, organs, paired, runs, steps, table1, trials
@@ -228,6 +230,43 @@ def test_the_cost_is_that_of_finished_runs_times_what_is_missing(world: Any, tmp
     assert runs.cost(experiment, root / "runs", tmp_path) == pytest.approx(6 * float(np.median(known)))
     assert runs.cost(experiment, tmp_path, tmp_path) is None
     assert runs.cost(replace(experiment, minutes=3.0), tmp_path, tmp_path) == 30
+
+
+def test_the_masks_of_nnu_net_are_dealt_to_the_stored_folds(world: Any, tmp_path: Path) -> None:
+    root, experiment = world
+    theirs = replace(experiment, name="blobs_nnunet", by="nnunet", seeds=(0,))
+    stored = folds.load("blobs")
+    parts = {}
+    for fold, ids in stored.held_out.items():
+        scores = {case: {MERGED: {"dice": 0.9}, "foreground": {"dice": 0.9}} for case in ids}
+        told = {"tolerance_mm": 1.0, "labels": {"1": "foreground"}, "versions": {"mednca": "0"}}
+        parts[fold] = Report(scores, {}, told, {case: stored.persons[case] for case in ids})
+    (tmp_path / "blobs_nnunet").mkdir()
+    file = tmp_path / "blobs_nnunet" / "report.json"
+    merge_reports(parts).write(file)
+    file.with_name("provenance.json").write_text('{"minutes": 7, "parameters": 123, "device": "card"}')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(catalogue.TABLES, "fig3", (theirs,))
+        result = runs.collect(theirs, tmp_path)
+    assert result is not None and not result["missing"] and len(result["cases"]) == 10
+    assert result["parameters"] == 123 and result["provenance"]["runs"]["seed_0/fold_4"]["minutes"] == 7
+    swapped = dict(zip(parts, [*list(parts.values())[1:], parts["fold_0"]], strict=True))
+    merge_reports(swapped).write(file, force=True)
+    with pytest.raises(InputError, match="fold_0 must hold out the 2 cases of the stored split blobs"):
+        runs.collect(theirs, tmp_path)
+    with pytest.raises(InputError, match="is trained by nnunet's own commands"):
+        runs.run(theirs, root, tmp_path)
+
+
+def test_the_encoders_of_fig_3_are_the_u_net_with_another_network() -> None:
+    data = Fingerprint(1, (1.0, 1.0, 1.0), (35, 50, 36), {1: "organ"})
+    for experiment in catalogue.FIG3:
+        if experiment.by == "mednca":
+            found = runs.configuration(experiment, data, 3)
+            assert found.baseline is not None and found.baseline.name.partition(":")[2] in catalogue.ENCODERS
+            assert found.train.seed == 3
+    (lean,) = find(["hippocampus_lean"])
+    assert parameters(runs.configuration(lean, data, 0).model) <= 20_000
 
 
 def test_steps_change_the_steps_and_nothing_else(world: Any) -> None:
