@@ -229,8 +229,8 @@ def page(model: ModelFile) -> str:
             "",
             f"{scores['protocol']}. The model here was trained on all of them by the same recipe, so these "
             "are the figures of the recipe, not those of this very file. The figures lean a little to the "
-            "good side: the recipe was chosen in trials on two of these folds (`reproduce/experiments/`). What "
-            "one run of fire masks gives stands in the report below under `single_run`.",
+            "good side: the recipe was chosen in trials on two of these folds (`reproduce/experiments/`). "
+            "What one run of fire masks gives stands in the report below under `single_run`.",
             "",
             "| | mean | sd | 95 % interval of the mean |",
             "|---|---|---|---|",
