@@ -41,6 +41,7 @@ from reproduce.catalogue import Experiment
 from reproduce.folds import Folds, load
 
 if TYPE_CHECKING:
+    from mednca.checkpoint import RunFolder
     from mednca.config import RunConfig
     from mednca.modelfile import ModelFile
     from mednca.recipes import Fingerprint
@@ -199,13 +200,13 @@ def run(
         except TrainingFailedError as error:
             fail(training, str(error))
         except (InputError, ValueError):
-            if finite(folder.model):
+            if not_finite(folder) is None:
                 raise
         finally:
             if not was_finished:
                 note(training.path, (time.perf_counter() - started) / 60, device, machine())
-        if training.failed is None and not finite(folder.model):
-            fail(training, f"weights that are not finite{first_not_finite(folder.metrics)}")
+        if training.failed is None and (reason := not_finite(folder)) is not None:
+            fail(training, reason)
         if training.failed is not None:
             continue
         if not (training.path / "extra.json").is_file():
@@ -219,20 +220,20 @@ def fail(training: Training, reason: str) -> None:
     _log.warning("%s: failed: %s", training.path, reason)
 
 
-def finite(model: Path) -> bool:
-    """Path of a model file, there or not -> whether no weight in it is inf or nan."""
-    if not model.is_file():
-        return True
-    return all(np.isfinite(weights).all() for weights in safetensors.numpy.load_file(model).values())
-
-
-def first_not_finite(log: Path) -> str:
-    """metrics.jsonl -> ", by iteration N", where the loss was first seen to be inf or nan; nothing where it
-    never was."""
-    for line in _lines(log):
-        if line["kind"] == "train" and not math.isfinite(line["loss"]):
-            return f", loss {line['loss']} by iteration {line['iteration']}"
-    return ""
+def not_finite(folder: RunFolder) -> str | None:
+    """Run folder -> since when loss or gradient, or else the weights, are inf or nan; None where they are
+    not."""
+    lines = [line for line in _lines(folder.metrics) if line["kind"] == "train"]
+    good = [math.isfinite(line["loss"]) and math.isfinite(line["gradient_norm"]) for line in lines]
+    if lines and not good[-1]:
+        return (
+            f"loss or gradient not finite, first logged at iteration {lines[good.index(False)]['iteration']}"
+        )
+    if folder.model.is_file():
+        weights = safetensors.numpy.load_file(folder.model)
+        if not all(np.isfinite(values).all() for values in weights.values()):
+            return "weights not finite"
+    return None
 
 
 def note(path: Path, minutes: float, device: str, here: dict[str, Any]) -> None:
@@ -352,7 +353,7 @@ def collect(experiment: Experiment, runs: Path, *, quick: bool = False) -> dict[
     averaged = mean_report(cases)
     result["summary"] = {
         region: {metric: _rounded(row) for metric, row in rows.items()}
-        for region, rows in summarise(averaged.cases, averaged.groups).items()
+        for region, rows in (summarise(averaged.cases, averaged.groups) if cases else {}).items()
     }
     result["seeds"] = {
         str(seed): {
