@@ -113,7 +113,8 @@ def draw(results: Path, quick: bool) -> list[Path]:
         "every case. Short trainings that differ in their seed only, on one fold. Dice of the merged "
         "foreground, hard, native grid, mean over the judged cases; median, least and largest over the "
         "seeds whose training ended. *Failed*: gave up after new starts, or ended with weights that are not "
-        "finite; such a seed counts as not near the median.",
+        "finite; such a seed counts as not near the median. The count near the median tells how alike the "
+        "seeds are, the median how good.",
         "*Official settings* are the recipe `paper_hippocampus`, with its own, larger batches. *Official "
         "training of our model* has the official optimiser (Adam with betas 0.5 and 0.5, learning rate "
         "1.6e-3 with exponential decay), no clipping, no running mean, no watch, no augmentation and a "
