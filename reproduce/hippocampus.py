@@ -38,7 +38,7 @@ from mednca.files import atomic_write, replacing
 from mednca.io import read_case
 from mednca.modelfile import SHIPPED, ModelFile, load_model, save_model
 from mednca.predict import Predictor, with_ensemble
-from mednca.recipes import native
+from mednca.recipes import own_grid
 from mednca.report import Report, merge_reports
 from mednca.slices import prepare_image
 from mednca.train import train
@@ -80,8 +80,8 @@ def main() -> None:
     torch.set_num_threads(1)
     cases = find_cases(arguments.data, group="pairs", require_labels=True)
     folds, final = arguments.runs / "hippocampus_cv", arguments.runs / "hippocampus"
-    single = train(cases, folds, native, folds=FOLDS, resume=True)
-    train(cases, final, native, validation=0, resume=True)
+    single = train(cases, folds, own_grid, folds=FOLDS, resume=True)
+    train(cases, final, own_grid, validation=0, resume=True)
     assert single is not None
     report = judge(cases, folds)
     told = provenance(folds, f"python reproduce/hippocampus.py {arguments.data.name}")
@@ -183,9 +183,8 @@ def calibrated(model: ModelFile, cases: CaseSet) -> ModelFile:
         return model
     drawn = np.random.default_rng(0).permutation(len(cases.cases))[:32].tolist()
     scans = (read_case(cases.cases[at].images) for at in drawn)
-    return replace(
-        model, range=measure_range(model, [prepare_image(s, model.config.preprocess) for s in scans])
-    )
+    images = [prepare_image(scan, view) for scan in scans for view in model.config.preprocess.views]
+    return replace(model, range=measure_range(model, images))
 
 
 def page(model: ModelFile) -> str:
@@ -208,7 +207,7 @@ def page(model: ModelFile) -> str:
     least = scores["dice"]["min"]
     low, high = card["fingerprint"]["size_mm"]
     size = " x ".join(f"{a:.0f}-{b:.0f}" for a, b in zip(low, high, strict=True))
-    axis = ("sagittal", "coronal", "axial")[config.preprocess.axis]
+    cuts = ", ".join(("sagittal", "coronal", "axial")[axis] for axis in config.preprocess.axes)
     return "\n".join(
         [
             f"# {card['name']}",
@@ -219,7 +218,7 @@ def page(model: ModelFile) -> str:
             "|---|---|",
             f"| model | Med-NCA, {model.parameters:,} parameters, {len(config.model.scales)} levels of "
             f"{config.model.steps[0]} steps, hash `{model.hash}` |",
-            f"| input | one T1 channel, 1 mm; {axis} slices with one neighbour on each side |",
+            f"| input | one T1 channel, 1 mm; {cuts} slices with one neighbour on each side |",
             f"| trained on | {len(card['training_cases'])} volumes, field of view {size} mm (axes R, A, S) |",
             f"| data | {card['data']} |",
             f"| licence | {card['licence']} |",

@@ -49,7 +49,8 @@ def main() -> None:
     for path in sorted(arguments.runs.glob("fold_*")):
         model, split = load_model(path), RunFolder.open(path).split()
         drawn = np.random.default_rng(0).permutation(split["training"])[:CALIBRATION].tolist()
-        images = [prepare_image(read_case(by_id[name].images), model.config.preprocess) for name in drawn]
+        scans, views = [read_case(by_id[name].images) for name in drawn], model.config.preprocess.views
+        images = [prepare_image(scan, view) for scan in scans for view in views]
         model = replace(model, range=measure_range(model, images))
         engines = {
             "fp32": Predictor(model, engine="native"),

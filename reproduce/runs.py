@@ -8,8 +8,9 @@
     RUNS/quick/...                       the same of quick mode: few iterations, never mixed with the others
     reproduce/results/<table>/<experiment>.json     what `collect` makes of them
 
-Whatever trains a model otherwise (nnU-Net's own commands) leaves a folder with `report.json`, as `mednca
-evaluate --json` writes it, and `provenance.json` in the same place."""
+nnU-Net has commands of its own; its masks of all folds, judged by `mednca evaluate`, are
+`RUNS/<experiment>/report.json`, and its minutes of a fold, device, machine and parameters `provenance.json`
+beside it."""
 
 from __future__ import annotations
 
@@ -144,8 +145,8 @@ def run(
 
     if experiment.by != "mednca":
         raise InputError(
-            f"{experiment.name}: is trained by {experiment.by}'s own commands, see reproduce/README.md; its "
-            "report.json files are collected from the same place"
+            f"{experiment.name}: is trained by {experiment.by}'s own commands, see reproduce/README.md; "
+            "--collect takes what they made"
         )
     folds = folds or load(experiment.split)
     cases = folds.cases(data_root)
@@ -231,6 +232,8 @@ def collect(experiment: Experiment, runs: Path, *, quick: bool = False) -> dict[
         InputError: If the folders hold runs of different configurations, or of other cases.
     """
     folds = load(experiment.split)
+    if experiment.by == "nnunet":
+        deal(experiment, runs, folds)
     done, missing, told = [], [], {}
     settings: dict[str, Any] | None = None
     scores: dict[str, dict[str, Any]] = {}
@@ -296,6 +299,37 @@ def collect(experiment: Experiment, runs: Path, *, quick: bool = False) -> dict[
     }
     result["cases"] = cases
     return result
+
+
+def deal(experiment: Experiment, runs: Path, folds: Folds) -> None:
+    """RUNS/<experiment>/report.json, nnU-Net's masks of all folds as `mednca evaluate` judged them, and
+    provenance.json beside it -> the same for each fold, in its place.
+
+    Raises:
+        InputError: If nnU-Net was not trained on the stored folds.
+    """
+    file = runs / experiment.name / "report.json"
+    if not file.is_file():
+        return
+    report = Report.from_json(file.read_text(encoding="utf-8"), name=str(file))
+    told = file.with_name("provenance.json")
+    for fold, ids in folds.held_out.items():
+        if {case for case, name in report.folds.items() if name == fold} != set(ids):
+            raise InputError(
+                f"{file}: {fold} must hold out the {len(ids)} cases of the stored split {experiment.split}, "
+                "got others; export the data set with the same folds and --group"
+            )
+        path = runs / experiment.name / f"seed_{experiment.seeds[0]}" / fold
+        part = replace(
+            report,
+            cases={case: report.cases[case] for case in ids},
+            groups={case: report.groups[case] for case in ids},
+            folds={},
+            provenance=report.provenance["folds"][fold],
+        )
+        atomic_write(path / "report.json", part.to_json())
+        if told.is_file():
+            atomic_write(path / "provenance.json", told.read_bytes())
 
 
 def kept(

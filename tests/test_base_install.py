@@ -130,6 +130,7 @@ def test_the_machine_is_timed(world: Path) -> None:
 def test_data_are_made_and_audited(world: Path) -> None:
     base(world, "phantoms", "made", "--count", "2")
     assert "2" in base(world, "doctor", "made")[0]
+    assert "parameters" in base(world, "plan", "made", "--budget", "pi")[0]
 
 
 @pytest.mark.parametrize(

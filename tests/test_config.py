@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from mednca.baselines import build
 from mednca.config import AugmentConfig, PredictConfig, RunConfig, TrainConfig, from_dict, to_dict
 from mednca.errors import InputError
-from mednca.plan import slice_axis
-from mednca.recipes import RECIPES, Fingerprint, recipe, with_classes
+from mednca.fingerprint import Fingerprint, slice_axis
+from mednca.recipes import RECIPES, recipe, with_classes
 from mednca.rule import MedNCAConfig
 from mednca.slices import PreprocessConfig
 

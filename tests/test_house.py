@@ -33,9 +33,9 @@ LIGHT = [
     *("dicom", "join", "download"),
     *("metrics", "evaluate", "report"),
     *("export", "bench", "calibrate"),
-    *("rule", "config", "recipes", "modelfile", "card", "cli", "nnunet"),
+    *("rule", "config", "fingerprint", "cost", "plan", "recipes", "dataset", "modelfile", "card", "cli"),
     *("commands", "commands.predict", "commands.models", "commands.data", "commands.train", "commands.bench"),
-    *("commands.nnunet",),
+    *("nnunet", "commands.nnunet", "commands.plan"),
     *("backends", "backends.numpy", "engine", "predict", "segment"),
 ]
 #: Modules that talk to a person; the others log.

@@ -40,7 +40,7 @@ MODELS = {
     "own grid": tiny_model(),
     "native": tiny_model(context=1, spacing=(1.3, 0.9)),
     "coronal, two classes": tiny_model(classes=2, axes=(1,)),
-    "three axes": tiny_model(context=1, classes=2, axes=(0, 2, 1), spacing=(1.2, 1.2)),
+    "three axes": tiny_model(classes=2, axes=(0, 2, 1), spacing=(1.2, 1.2)),
     "stretched": tiny_model(size=(16, 16), normalise="slice"),
 }
 

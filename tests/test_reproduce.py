@@ -15,7 +15,9 @@ import pytest
 from mednca.cases import Case, split_folds
 from mednca.checkpoint import RunFolder
 from mednca.errors import InputError
-from mednca.report import MERGED, Report
+from mednca.plan import Fingerprint
+from mednca.report import MERGED, Report, merge_reports
+from mednca.rule import parameters
 from mednca.train import train
 from reproduce import __main__ as overview
 from reproduce import catalogue, circumference, fig3, folds, leak, organs, paired, runs, steps, table1, trials
@@ -230,6 +232,43 @@ def test_the_cost_is_that_of_finished_runs_times_what_is_missing(world: Any, tmp
     assert runs.cost(replace(experiment, minutes=3.0), tmp_path, tmp_path) == 30
 
 
+def test_the_masks_of_nnu_net_are_dealt_to_the_stored_folds(world: Any, tmp_path: Path) -> None:
+    root, experiment = world
+    theirs = replace(experiment, name="blobs_nnunet", by="nnunet", seeds=(0,))
+    stored = folds.load("blobs")
+    parts = {}
+    for fold, ids in stored.held_out.items():
+        scores = {case: {MERGED: {"dice": 0.9}, "foreground": {"dice": 0.9}} for case in ids}
+        told = {"tolerance_mm": 1.0, "labels": {"1": "foreground"}, "versions": {"mednca": "0"}}
+        parts[fold] = Report(scores, {}, told, {case: stored.persons[case] for case in ids})
+    (tmp_path / "blobs_nnunet").mkdir()
+    file = tmp_path / "blobs_nnunet" / "report.json"
+    merge_reports(parts).write(file)
+    file.with_name("provenance.json").write_text('{"minutes": 7, "parameters": 123, "device": "card"}')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(catalogue.TABLES, "fig3", (theirs,))
+        result = runs.collect(theirs, tmp_path)
+    assert result is not None and not result["missing"] and len(result["cases"]) == 10
+    assert result["parameters"] == 123 and result["provenance"]["runs"]["seed_0/fold_4"]["minutes"] == 7
+    swapped = dict(zip(parts, [*list(parts.values())[1:], parts["fold_0"]], strict=True))
+    merge_reports(swapped).write(file, force=True)
+    with pytest.raises(InputError, match="fold_0 must hold out the 2 cases of the stored split blobs"):
+        runs.collect(theirs, tmp_path)
+    with pytest.raises(InputError, match="is trained by nnunet's own commands"):
+        runs.run(theirs, root, tmp_path)
+
+
+def test_the_encoders_of_fig_3_are_the_u_net_with_another_network() -> None:
+    data = Fingerprint(1, (1.0, 1.0, 1.0), (35, 50, 36), {1: "organ"})
+    for experiment in catalogue.FIG3:
+        if experiment.by == "mednca":
+            found = runs.configuration(experiment, data, 3)
+            assert found.baseline is not None and found.baseline.name.partition(":")[2] in catalogue.ENCODERS
+            assert found.train.seed == 3
+    (lean,) = find(["hippocampus_lean"])
+    assert parameters(runs.configuration(lean, data, 0).model) <= 20_000
+
+
 def test_steps_change_the_steps_and_nothing_else(world: Any) -> None:
     root, experiment = world
     model = model_file()
@@ -340,16 +379,16 @@ def test_table_1_sets_ours_beside_the_paper(tmp_path: Path) -> None:
     store(tmp_path, "prostate_med_nca", 0.85)
     (path,) = table1.draw(tmp_path, False)
     hippocampus, prostate = path.read_text().split("## Prostate")
-    cells = dict(zip(table1.HEAD, row_of(hippocampus, "Med-NCA"), strict=True))
+    cells = dict(zip(table1.HEAD, row_of(hippocampus, "Med-NCA, authors' split"), strict=True))
     assert cells["paper"] == "0.886 ± 0.042"
     assert cells["ours, soft"].startswith("0.890 ± 0.016 (stretched slices")
     assert cells["ours, hard, native grid"] == "0.900 ± 0.016"
     assert cells["gap"] == "+0.004"
-    assert cells["seeds"] == "3" and cells["folds"] == "5, by person"
-    assert cells["machine"] == "Abacus 3; 180 min for 15 trainings"
+    assert cells["seeds"] == "3" and cells["folds"] == "1, authors"
+    assert cells["machine"] == "Abacus 3; 36 min for 3 trainings"
     assert "--only hippocampus_med_nca`" in cells["command"]
     assert dict(zip(table1.HEAD, row_of(prostate, "Med-NCA"), strict=True))["gap"] == "other data"
-    missing = row_of(hippocampus, "Med-NCA, n = 16")
+    missing = row_of(hippocampus, "Med-NCA, n = 16, authors' split")
     assert missing[1] == "0.873 ± 0.033" and missing[2] == missing[3] == "not run: not trained yet"
     assert "0.871 (its sd is a misprint)" in hippocampus
     for line in hippocampus.splitlines()[6:]:
@@ -401,15 +440,15 @@ def test_other_organs_stand_beside_a_u_net_and_the_head_has_its_circumference(tm
 def test_the_leak_is_the_difference_of_the_two_protocols(tmp_path: Path) -> None:
     leaks = set(leak.leaking(folds.load("hippocampus_by_volume")))
     assert len(leaks) == 110
-    store(tmp_path, "hippocampus_med_nca", 0.88, seeds=3)
-    volume = store(tmp_path, "hippocampus_med_nca_by_volume", 0.88)
+    store(tmp_path, "hippocampus_lean", 0.88, seeds=3)
+    volume = store(tmp_path, "hippocampus_lean_by_volume", 0.88)
     for case, entry in volume["cases"].items():
         entry["scores"]["0"][MERGED]["dice"] += 0.01 * (case in leaks)
-    (experiment,) = find(["hippocampus_med_nca_by_volume"])
+    (experiment,) = find(["hippocampus_lean_by_volume"])
     runs.write_result(runs.result_path(experiment, tmp_path), volume)
     rows = leak.measure(tmp_path)
-    assert rows["Med-NCA"]["seeds"] == ["0"]
-    differences = {name: row["difference"] for name, row in rows["Med-NCA"].items() if name != "seeds"}
+    assert rows["ours, lean"]["seeds"] == ["0"]
+    differences = {name: row["difference"] for name, row in rows["ours, lean"].items() if name != "seeds"}
     assert {name: row["n"] for name, row in differences.items()} == {
         "all": 208,
         "the other side in training": 110,
@@ -419,7 +458,8 @@ def test_the_leak_is_the_difference_of_the_two_protocols(tmp_path: Path) -> None
     assert differences["no other side in training"]["mean"] == pytest.approx(0, abs=1e-9)
     page = leak.put_in(f"before {leak.BEGIN} old {leak.END} after", leak.table(rows))
     assert page.startswith("before") and page.endswith("after") and " old " not in page
-    assert "no result of hippocampus_best" in page and "+0.0100" in page
+    assert "+0.0100" in page
+    assert "no result of hippocampus_lean" in leak.table(leak.measure(tmp_path / "nothing"))
     assert leak.put_in(page, leak.table(rows)) == page
 
 
@@ -443,7 +483,7 @@ def test_the_list_tells_state_cost_and_command(tmp_path: Path) -> None:
     (unet,) = [line for line in lines if line.split()[:1] == ["hippocampus_unet"]]
     assert " stored " in unet and " nothing " in unet
     (paper,) = [line for line in lines if line.split()[:1] == ["hippocampus_med_nca_n16"]]
-    assert " not trained yet " in paper and " 200 core-min " in paper
+    assert " not trained yet " in paper and " 5 core-min " in paper
     assert paper.endswith("python reproduce/table1.py DATA_ROOT --only hippocampus_med_nca_n16")
 
 

@@ -29,6 +29,7 @@ static __attribute__((naked, noinline)) void KERNEL(vectors)(const Vectors *v __
     __asm__ volatile(
         ".syntax unified\n"
         "push {r4-r11, lr}\n"
+        "vpush {d8-d15}\n" /* the caller's, as r4 to r11 */
         "vmrs lr, fpscr\n"
         "push {lr}\n"
         "bic lr, lr, #0x00370000\n"
@@ -95,6 +96,7 @@ static __attribute__((naked, noinline)) void KERNEL(vectors)(const Vectors *v __
         "add sp, sp, #16\n"
         "pop {lr}\n"
         "vmsr fpscr, lr\n"
+        "vpop {d8-d15}\n"
         "pop {r4-r11, pc}\n");
 }
 

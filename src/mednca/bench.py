@@ -34,7 +34,6 @@ from mednca.backends import numpy as in_numpy
 from mednca.errors import InputError
 from mednca.fire import FireKey, fire_mask
 from mednca.modelfile import ModelFile, load_model, to_bytes
-from mednca.slices import PreprocessConfig
 
 Array = NDArray[Any]
 K = TypeVar("K")
@@ -74,15 +73,10 @@ class Slice:
         """For tables."""
         return f"slice {self.size[0]} x {self.size[1]}"
 
-    @property
-    def view(self) -> PreprocessConfig:
-        """How slices are cut along the main axis."""
-        return self.model.config.preprocess.views[0]
-
     @functools.cached_property
     def scan(self) -> tuple[NDArray[np.float32], tuple[float, float, float]]:
         """A made-up scan (M, X, Y, Z) of this one slice, and its spacing, which is the model's."""
-        pre = self.view
+        pre = self.model.config.preprocess
         shape, spacing = [1, 1, 1], [1.0, 1.0, 1.0]
         axes = (axis for axis in range(3) if axis != pre.axis)
         for axis, length, step in zip(axes, self.size, pre.spacing or (1.0, 1.0), strict=True):
@@ -95,7 +89,7 @@ class Slice:
         from mednca.slices import pad_to, prepare_image, with_context
         from mednca.volume import Volume
 
-        pre, rule = self.view, self.model.config.model
+        pre, rule = self.model.config.preprocess, self.model.config.model
         slices = prepare_image(Volume(self.scan[0], np.diag([*self.scan[1], 1.0])), pre)
         stack, inside = pad_to(with_context(slices, np.arange(1), pre.context), rule.multiple, rule.smallest)
         return stack[0], inside
@@ -109,7 +103,7 @@ class Slice:
             return probability
         like = Volume(self.scan[0], np.diag([*self.scan[1], 1.0]))
         rows, columns = self.image[1]
-        return restore(probability[None, :, rows, columns], like, self.view)
+        return restore(probability[None, :, rows, columns], like, self.model.config.preprocess)
 
     def fires(self, level: int, step: int) -> NDArray[np.bool_]:
         """The fire mask (1, H, W) of a step."""

@@ -3,6 +3,7 @@
 ::
 
     config.json             the complete configuration
+    plan.json               what the planner chose and why, with the recipe native
     split.json              which cases train, which validate, by which rule
     metrics.jsonl           a line per logged iteration, validation and event
     tensorboard/            the same for TensorBoard

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mednca.augment import TrainingCase
 from mednca.cases import Case, CaseSet
 from mednca.config import RunConfig
 from mednca.errors import InputError
+from mednca.fingerprint import Fingerprint, slice_axis
 from mednca.io import read_case, read_label, spacing_known
-from mednca.plan import Fingerprint, slice_axis
 from mednca.slices import prepare_image, prepare_label
 from mednca.volume import Volume, same_affine
+
+if TYPE_CHECKING:
+    from mednca.augment import TrainingCase
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,8 @@ def training_cases(scan: LabelledScan, config: RunConfig) -> list[TrainingCase]:
     Raises:
         InputError: If the scan has another number of channels than the configuration says.
     """
+    from mednca.augment import TrainingCase  # imports torch, which a fingerprint does without
+
     if scan.image.channels != config.preprocess.modalities:
         raise InputError(
             f"case {scan.id}: the configuration is for {config.preprocess.modalities} channel(s), "

@@ -7,63 +7,49 @@ nuclei where a bounding box cannot.
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from mednca.config import AugmentConfig, PredictConfig, RunConfig, TrainConfig
+from mednca.cost import LANES, Cost, cost_of, iteration_seconds
 from mednca.errors import InputError
-from mednca.rule import MedNCAConfig, multiply_adds, parameters
-from mednca.slices import PreprocessConfig, padded_size, plane_axes, plane_size
+from mednca.fingerprint import Fingerprint, slice_axes, slice_axis
+from mednca.rule import MedNCAConfig
+from mednca.slices import PreprocessConfig, padded_size, plane_axes
 
-#: Cells across the coarsest level that the number of levels aims at, on a logarithmic scale.
+Perception = Literal["dense", "depthwise"]
+
+FORMAT = "mednca-plan"
+VERSION = 1
+#: Cells along the longer side of the coarsest level; factors of two come as close to it as they can.
 COARSE_CELLS = 9
-#: Word travels about as many cells as steps times fire rate.
+#: Steps of the finest level, of the next coarser one and so on; the last holds for all that follow. Coarse
+#: levels have few cells, so that many steps cost little there, and they carry knowledge farthest.
+STEPS = (8, 10, 16, 24)
+#: A cell hears of what happens as many cells away as steps times fire rate.
 FIRE_RATE = 0.5
 #: An organ is seen with the surroundings within as many of its widths.
 CONTEXT_WIDTHS = 8
+#: Cells that are seen whatever the width.
+LEAST_SPAN = 64
 #: In-plane sizes without a known spacing that differ by more than this are stretched to one size.
 STRETCH = 1.5
-#: Working spacings up to this factor coarser than the scan's are not worth a resampling.
+#: A working spacing up to this factor coarser than the scan's is not worth a resampling.
 WORTH = 1.2
-#: Multiply-adds of one thread per second in training, forward and backward of native steps together; measured
-#: on one core with AVX2.
-TRAINING_RATE = 2.0e10
-
-
-@dataclass(frozen=True)
-class Fingerprint:
-    """What a recipe must know of the data. Axes are those of RAS+.
-
-    Attributes:
-        modalities: Channels of a scan.
-        spacing: Median spacing in mm; in pixels, so 1, where the files do not know it.
-        shape: Median number of voxels.
-        labels: Value in the label files -> name of each foreground label.
-        spacing_known: Whether the spacing is more than a placeholder.
-        least: Least number of voxels of any scan; None is as `shape`.
-        largest: Largest number of voxels of any scan; None is as `shape`.
-        cases: Number of scans.
-        slices: Number of slices along the axis that is cut.
-        extent: Median size in mm of the foreground's bounding box; None where it was not measured.
-        extent_95: 95th percentile of the same.
-        chord: Mean length in mm of a line along each axis through the foreground; median over the scans.
-        share: Share of the voxels that are foreground.
-    """
-
-    modalities: int
-    spacing: tuple[float, float, float]
-    shape: tuple[int, int, int]
-    labels: dict[int, str]
-    spacing_known: bool = True
-    least: tuple[int, int, int] | None = None
-    largest: tuple[int, int, int] | None = None
-    cases: int = 1
-    slices: int = 1
-    extent: tuple[float, float, float] | None = None
-    extent_95: tuple[float, float, float] | None = None
-    chord: tuple[float, float, float] | None = None
-    share: float | None = None
+#: The training canvas has room for slices larger than the median by up to this factor.
+ROOM = 1.25
+#: Fewer hidden units than this are not tried.
+LEAST_HIDDEN = 32
+#: Channels that neither show the image nor answer, at the least.
+LEAST_FREE = 8
+LEAST_BATCH = 8
+#: Small sets are trained until each slice was seen so often, and no longer than that, but at least...
+VIEWS = 120
+#: ... so many iterations.
+LEAST_ITERATIONS = 2000
 
 
 @dataclass(frozen=True)
@@ -72,7 +58,8 @@ class Budget:
 
     Attributes:
         parameters: Most parameters of the model.
-        perception: Kind of the rule's filters.
+        every_axis: Whether nearly isotropic volumes are looked at along all three axes.
+        perception: Kind of the rule's filters, where that leaves room for all channels.
         channels: n, where the image needs no more.
         hidden: Most hidden units h.
         side: Cells of a slice's longer side beyond which the scan is worked on at a coarser spacing...
@@ -80,13 +67,17 @@ class Budget:
         limit: ... and never more cells than this along a side.
         patch: Side of the training window of the finer levels.
         learning_rate: Peak rate.
-        iterations: Steps of the optimiser.
+        iterations: Most steps of the optimiser.
         ensemble: Fire-mask runs that are averaged.
+        gamma: Largest exponent change of the contrast, as augmentation.
+        step_range: Factors on the steps that training varies them by.
+        work: Most multiply-adds for a pixel, along all axes and in all runs together, padding aside.
         seconds: Most seconds of one core per iteration, by estimate.
     """
 
     parameters: int
-    perception: Literal["dense", "depthwise"]
+    every_axis: bool
+    perception: Perception
     channels: int
     hidden: int
     side: int
@@ -96,14 +87,17 @@ class Budget:
     learning_rate: float
     iterations: int
     ensemble: int
+    gamma: float = 0.3
+    step_range: tuple[float, float] = (1.0, 1.0)
+    work: float = math.inf
     seconds: float = 0.15
 
 
 #: Name on the command line -> budget.
 BUDGETS = {
-    "pi": Budget(20_000, "depthwise", 16, 64, 96, 12, 256, 48, 1e-2, 5000, 1),
-    "laptop": Budget(45_000, "depthwise", 24, 96, 128, 16, 512, 40, 8e-3, 4000, 1),
-    "best": Budget(70_016, "dense", 16, 128, 192, 24, 1024, 32, 5e-3, 5000, 3),
+    "pi": Budget(20_000, True, "depthwise", 16, 64, 96, 12, 256, 32, 8e-3, 6000, 1, work=100_000),
+    "laptop": Budget(45_000, False, "depthwise", 32, 64, 128, 16, 512, 40, 8e-3, 4000, 1),
+    "best": Budget(70_016, True, "dense", 16, 128, 192, 24, 1024, 32, 5e-3, 5000, 3, 0.5, (0.5, 2.0)),
 }
 
 
@@ -118,12 +112,32 @@ class Choice:
 
 @dataclass(frozen=True)
 class Plan:
-    """A configuration, the data and the budget that it was made for, and the reasons."""
+    """A configuration, the data and the budget that it was made for, the reasons, and the cost."""
 
     budget: str
     data: Fingerprint
     config: RunConfig
     choices: tuple[Choice, ...]
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How slices are resampled.
+
+    Attributes:
+        preprocess: The settings, but for modalities and context.
+        size: Median height and width of a slice, in cells.
+        room: Height and width of the largest slice that the canvas should have room for.
+        across: Width of the foreground in cells; 0 where it is not known.
+        choice: The reason.
+    """
+
+    preprocess: PreprocessConfig
+    size: tuple[int, int]
+    room: tuple[int, int]
+    across: float
+    choice: Choice
 
 
 def plan(data: Fingerprint, budget: str = "best") -> Plan:
@@ -136,218 +150,229 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
     if budget not in BUDGETS:
         raise InputError(f"budget {budget!r} is not known; choose one of {', '.join(BUDGETS)}")
     limits = BUDGETS[budget]
-    choices: list[Choice] = []
-    axes = slice_axes(data)
-    axis = axes[0]
-    rows, columns = plane_axes(axis)
-    volumetric = min(data.shape) > 1
-    if not volumetric:
-        why = "the images are flat"
-    elif data.spacing[axis] > 1.5 * max(data.spacing[rows], data.spacing[columns]):
-        why = f"slices lie {data.spacing[axis]:.3g} apart, clearly more than the pixels within them"
-    else:
-        why = "the voxels are about as long along every axis"
-    if len(axes) > 1:
-        why += "; one rule sees slices along all three, and their probabilities are averaged"
-    choices.append(Choice("slice axes", text_of(axes), why))
-
-    preprocess, cells, width, choice = grid(data, axes, limits)
-    choices.append(choice)
-    context = 1 if volumetric else 0
-    images = data.modalities * (2 * context + 1)
-    if images + 1 > limits.channels and context:
-        context, images = 0, data.modalities
-        choices.append(
-            Choice("context", "0", f"{data.modalities} channels leave no room for neighbour slices")
-        )
-    elif context:
-        choices.append(Choice("context", "1", "the slices before and behind come along as image channels"))
-    preprocess = replace(preprocess, modalities=data.modalities, context=context)
-
-    span = min(max(cells), max(64, math.ceil(CONTEXT_WIDTHS * width)) if width else limits.side)
-    model = shape_model(images, cells, span, limits)
-    coarse = " x ".join(str(-(-min(c, span) // model.multiple)) for c in cells)
-    multiple = model.multiple
-    height, width_ = (
-        max(model.smallest, -(-min(c, max(span, limits.patch)) // multiple) * multiple) for c in cells
+    axes = slice_axes(data) if limits.every_axis else (slice_axis(data),)
+    grid = working_grid(data, axes, limits)
+    span, why_span = span_of(grid, limits)
+    context, model, why_context = shape_model(data, grid.room, span, limits, len(axes))
+    preprocess = replace(grid.preprocess, modalities=data.modalities, context=context)
+    sides = tuple(min(side, max(span, limits.patch)) for side in grid.room)
+    canvas = padded_size((sides[0], sides[1]), model.multiple, model.smallest)
+    config = RunConfig(
+        recipe_name(budget),
+        model=model,
+        preprocess=preprocess,
+        # Left and right only: anatomy has no other mirror.
+        augment=AugmentConfig(flip=(0,) if plane_axes(axes[0])[0] == 0 else (), gamma=limits.gamma),
+        train=TrainConfig(
+            iterations=limits.iterations,
+            canvas=canvas,
+            patch=limits.patch,
+            learning_rate=limits.learning_rate,
+            coarse_weight=0.0,
+            step_range=limits.step_range,
+            step_range_from=0.4 if limits.step_range != (1.0, 1.0) else 0.0,
+        ),
+        predict=PredictConfig(ensemble=limits.ensemble),
     )
-    choices += [
+    while config.train.batch_size > LEAST_BATCH and iteration_seconds(config) > limits.seconds:
+        config = replace(config, train=replace(config.train, batch_size=config.train.batch_size - 2))
+    wanted = max(LEAST_ITERATIONS, math.ceil(VIEWS * data.slices / config.train.batch_size))
+    config = replace(config, train=replace(config.train, iterations=min(limits.iterations, wanted)))
+    cost = cost_of(config, data)
+    coarse = " x ".join(str(side // model.multiple) for side in canvas)
+    choices = (
+        Choice("slices", names_of(data, axes), why_axes(data, axes)),
+        grid.choice,
+        Choice("context", f"{context} on each side", why_context),
+        Choice("canvas", f"{canvas[0]} x {canvas[1]}", why_span),
         Choice(
-            "levels",
-            f"scales {text(model.scales)}",
-            f"factors of two down to {coarse} cells over {span} cells",
+            "levels", f"scales {text(model.scales)}", f"by factors of two; {coarse} cells on the coarsest"
         ),
         Choice(
             "steps",
             text(model.steps),
-            f"word travels {reach(model):.0f} cells at fire rate {FIRE_RATE}, {span} are wanted",
+            f"a cell hears of others {reach(model):.0f} cells away, {span} are wanted; each step half fire",
         ),
         Choice(
             "rule",
-            f"{model.perception}, n = {model.channels}, h = {model.hidden}",
-            f"{parameters(model):,} of at most {limits.parameters:,} parameters",
+            f"{model.perception}, n {model.channels}, h {model.hidden}",
+            f"{cost.parameters:,} parameters in {len(model.scales)} levels, of at most {limits.parameters:,}",
         ),
         Choice(
-            "canvas",
-            f"{height} x {width_}",
-            "room for the largest slice"
-            if span >= max(cells)
-            else f"{CONTEXT_WIDTHS} widths of the foreground",
+            "patch", str(limits.patch), "training runs the finer levels on a window: less time and memory"
         ),
-    ]
-    train = TrainConfig(
-        iterations=limits.iterations,
-        canvas=(height, width_),
-        patch=limits.patch,
-        learning_rate=limits.learning_rate,
-        coarse_weight=0.0,
+        Choice(
+            "batch",
+            str(config.train.batch_size),
+            f"about {cost.iteration_seconds:.2f} s an iteration on one core; {limits.seconds} are allowed",
+        ),
+        Choice(
+            "training",
+            f"{config.train.iterations} iterations",
+            f"each slice about {seen(config, data, len(axes))} times; learning rate to "
+            f"{limits.learning_rate:g} and down to 0, no loss on the coarse levels",
+        ),
+        Choice(
+            "ensemble",
+            str(limits.ensemble),
+            "runs with other fire masks are averaged" if limits.ensemble > 1 else "one run, to save time",
+        ),
     )
-    name = "native" if budget == "best" else f"native_{budget}"
-    config = RunConfig(
-        name,
-        model=model,
-        preprocess=preprocess,
-        # Left and right only: anatomy has no other mirror.
-        augment=AugmentConfig(flip=(0,) if rows == 0 else ()),
-        train=train,
-        predict=PredictConfig(ensemble=limits.ensemble),
-    )
-    batch = train.batch_size
-    while (
-        batch > 8
-        and iteration_seconds(replace(config, train=replace(train, batch_size=batch))) > limits.seconds
-    ):
-        batch -= 2
-    config = replace(config, train=replace(train, batch_size=batch))
-    seconds = iteration_seconds(config)
-    choices += [
-        Choice("patch", str(train.patch), "the finer levels see a window, which bounds time and memory"),
-        Choice("batch", str(batch), f"about {seconds:.2f} s of one core per iteration"),
-        Choice("iterations", str(train.iterations), f"learning rate {train.learning_rate:g}, cosine to zero"),
-        Choice("ensemble", str(limits.ensemble), "runs with other fire masks that are averaged"),
-    ]
-    return Plan(budget, data, config, tuple(choices))
+    return Plan(budget, data, config, choices, cost)
 
 
-def grid(
-    data: Fingerprint, axes: tuple[int, ...], limits: Budget
-) -> tuple[PreprocessConfig, tuple[int, int], float, Choice]:
-    """Fingerprint, slice axes and budget -> how slices are resampled, cells of the slice that the canvas must
-    hold, the foreground's width in cells (0 unknown), and the reason."""
+def seen(config: RunConfig, data: Fingerprint, axes: int) -> int:
+    """Configuration, fingerprint and number of axes -> how often training sees a slice, in the mean."""
+    return max(1, round(config.train.iterations * config.train.batch_size / max(1, data.slices * axes)))
+
+
+def recipe_name(budget: str) -> str:
+    """Budget -> what the configuration calls its recipe."""
+    return "native" if budget == "best" else f"native_{budget}"
+
+
+#: RAS+ axis -> what slices across it are called.
+AXES = ("sagittal", "coronal", "axial")
+
+
+def names_of(data: Fingerprint, axes: tuple[int, ...]) -> str:
+    """Fingerprint and the chosen axes -> what the slices are called."""
+    return "flat" if min(data.shape) == 1 else ", ".join(AXES[axis] for axis in axes)
+
+
+def why_axes(data: Fingerprint, axes: tuple[int, ...]) -> str:
+    """Fingerprint and the chosen axes -> the reason."""
+    axis = axes[0]
+    if len(axes) > 1:
+        return "voxels are nearly cubes: one rule sees slices along all axes, the probabilities are averaged"
+    if data.shape[axis] == 1:
+        return "images of one slice"
+    rows, columns = plane_axes(axis)
+    if data.spacing[axis] > 1.5 * max(data.spacing[rows], data.spacing[columns]):
+        return f"they lie {data.spacing[axis]:.3g} mm apart, clearly more than the pixels in them"
+    return "no axis is clearly coarser than the others"
+
+
+def working_grid(data: Fingerprint, axes: tuple[int, ...], limits: Budget) -> Grid:
+    """Fingerprint, slice axes and budget -> the grid to work on, with room for the slices along each axis."""
     planes = [plane_axes(axis) for axis in axes]
     unit = "mm" if data.spacing_known else "pixels"
+    # Along several axes slices must have one spacing.
     own = [data.spacing[a] for a in planes[0]] if len(axes) == 1 else [sorted(data.spacing)[1]] * 2
 
-    def span(voxels: tuple[int, int, int]) -> list[int]:
-        """Voxels along the RAS+ axes -> rows and columns, at `own` spacing, that hold a slice of any axis."""
-        return [
-            max(round(voxels[plane[k]] * data.spacing[plane[k]] / own[k]) for plane in planes) for k in (0, 1)
-        ]
+    def sides(shape: tuple[int, int, int]) -> list[float]:
+        """Voxels along the RAS+ axes -> rows and columns that hold a slice along any axis, at `own`."""
+        return [max(shape[p[k]] * data.spacing[p[k]] / own[k] for p in planes) for k in (0, 1)]
 
-    shape = span(data.shape)
-    seen = sorted({a for plane in planes for a in plane})
-    width = 0.0 if data.chord is None else len(seen) / sum(1 / max(data.chord[a], 1e-6) for a in seen)
-    longest = max(n * s for n, s in zip(shape, own, strict=True))
-    wanted = longest / limits.side
+    lengths = [side * step for side, step in zip(sides(data.shape), own, strict=True)]
+    seen = {axis for plane in planes for axis in plane}
+    width = 0.0 if data.chord is None else len(seen) / sum(1 / data.chord[a] for a in seen)
+    wanted = max(lengths) / limits.side
     if width:
         wanted = min(wanted, width / limits.across)
-    wanted = max(wanted, longest / limits.limit)
-    coarser = wanted > WORTH * max(own)
-    spacing = [max(s, wanted) if coarser else s for s in own]
-    size = [max(2, round(n * s / t)) for n, s, t in zip(shape, own, spacing, strict=True)]
-    across = width / (sum(spacing) / 2)
-    told = f"{size[0]} x {size[1]} cells"
-    if width:
-        told += f", {across:.0f} across the foreground"
-    least, largest = span(data.least or data.shape), span(data.largest or data.shape)
+    wanted = max(wanted, max(lengths) / limits.limit)
+    spacing = [wanted if wanted > WORTH * step else step for step in own]
+    coarser = spacing != own
+    height, breadth = (max(2, round(n / step)) for n, step in zip(lengths, spacing, strict=True))
+    across = 2 * width / sum(spacing)
+    told = f"{height} x {breadth} cells" + (f", {across:.0f} across the foreground" if width else "")
+    least, largest = (sides(shape or data.shape) for shape in (data.least, data.largest))
     if not data.spacing_known and any(b > STRETCH * a for a, b in zip(least, largest, strict=True)):
-        why = (
-            f"the spacing is not known and sizes differ {least} to {largest}: every slice is stretched to one"
+        sizes = f"{least[0]:.0f} x {least[1]:.0f} to {largest[0]:.0f} x {largest[1]:.0f}"
+        why = f"sizes from {sizes} and no spacing: all are stretched to one; {told}"
+        config = PreprocessConfig(axes=axes, size=(height, breadth))
+        return Grid(
+            config, (height, breadth), (height, breadth), across, Choice("size", f"{height} x {breadth}", why)
         )
-        config = PreprocessConfig(axes=axes, size=(size[0], size[1]))
-        return config, (size[0], size[1]), across, Choice("grid", told, why)
-    room = tuple(
-        max(n, min(round(m * s / t), round(1.25 * n)))
-        for n, m, s, t in zip(size, largest, own, spacing, strict=True)
+    rows, columns = (
+        max(n, min(round(most * step / new), round(ROOM * n)))
+        for n, most, step, new in zip((height, breadth), largest, own, spacing, strict=True)
     )
-    if coarser:
-        value = f"{spacing[0]:.3g} {unit}"
-        why = f"coarser than the images' own {own[0]:.3g}: {told}"
-    else:
-        value = "the scan's own" if not data.spacing_known else f"{spacing[0]:.3g} x {spacing[1]:.3g} {unit}"
-        why = f"the scans' own: {told}"
     kept = (spacing[0], spacing[1]) if data.spacing_known or coarser else None
-    config = PreprocessConfig(axes=axes, spacing=kept)
-    return config, (room[0], room[1]), across, Choice("spacing", value, why)
+    value = f"{spacing[0]:.3g} x {spacing[1]:.3g} {unit}" if kept else "the images' own"
+    why = f"coarser than their own {own[0]:.3g} x {own[1]:.3g}" if coarser else "their own"
+    choice = Choice("spacing", value, f"{why}: {told}")
+    return Grid(PreprocessConfig(axes=axes, spacing=kept), (height, breadth), (rows, columns), across, choice)
 
 
-def shape_model(images: int, cells: tuple[int, int], span: int, limits: Budget) -> MedNCAConfig:
-    """Image channels, cells of a slice, cells that word must travel and budget -> the model.
+def span_of(grid: Grid, limits: Budget) -> tuple[int, str]:
+    """Grid and budget -> cells that a cell must hear of, and the reason."""
+    whole = max(grid.room)
+    if not grid.across:
+        span = min(whole, limits.side)
+        return (
+            span,
+            "the whole slice" if span == whole else f"{span} cells of the slice; its foreground is unknown",
+        )
+    wanted = max(LEAST_SPAN, math.ceil(CONTEXT_WIDTHS * grid.across))
+    if wanted >= whole:
+        return whole, "the whole slice, also the larger ones"
+    return wanted, f"{wanted} cells of the slice: enough around a foreground {grid.across:.0f} wide"
+
+
+def shape_model(
+    data: Fingerprint, room: tuple[int, int], span: int, limits: Budget, axes: int
+) -> tuple[int, MedNCAConfig, str]:
+    """Fingerprint, cells of a slice, cells that a cell must hear of, budget and number of axes -> context,
+    model, and the reason for the context.
 
     Raises:
         ValueError: If the budget has no room for so many channels.
     """
     halvings = max(0, min(5, round(math.log2(span / COARSE_CELLS))))
-    while halvings and min(cells) / 2**halvings < 4:
+    while halvings and 2 * min(room) < 2**halvings:  # else more than three quarters would be padding
         halvings -= 1
-    levels = halvings + 1
-    channels = max(limits.channels, -(-(images + 13) // 4) * 4)
-    # two filters with bias, h (4 n + 1) for the update
-    filters = 20 * channels if limits.perception == "depthwise" else 18 * channels**2 + 2 * channels
-    hidden = (limits.parameters // levels - filters) // (4 * channels + 1) // 8 * 8
-    if hidden < 16:
-        raise ValueError(f"{images} image channels need more than {limits.parameters:,} parameters")
     scales = tuple(2**level for level in range(halvings, -1, -1))
-    rest = span / FIRE_RATE - sum(8 * scale for scale in scales[1:])
-    return MedNCAConfig(
+    steps = [STEPS[min(level, len(STEPS) - 1)] for level in range(halvings, -1, -1)]
+    fine = sum(count * scale for count, scale in zip(steps[1:], scales[1:], strict=True))
+    steps[0] = max(steps[0], math.ceil((span / FIRE_RATE - fine) / scales[0]))
+    neighbours = 1 if min(data.shape) > 1 else 0
+    for perception, context, answers in wishes(neighbours, len(data.labels), limits):
+        images = data.modalities * (2 * context + 1)
+        channels = max(limits.channels, -(-(images + answers + LEAST_FREE) // LANES) * LANES)
+        # Two convolutions of 3 x 3 with bias, then h units with bias from 3 n numbers and to n.
+        filters = 18 * channels * (1 if perception == "depthwise" else channels) + 2 * channels
+        left = limits.parameters // len(scales) - filters
+        hidden = min(limits.hidden, left // (4 * channels + 1) // LANES * LANES)
+        # The same per cell and step in multiply-adds, which have no biases.
+        updates = sum(count / scale**2 for count, scale in zip(steps, scales, strict=True))
+        spare = limits.work / (axes * limits.ensemble * updates) - (filters - 2 * channels)
+        if hidden > LEAST_HIDDEN and spare < 4 * channels * hidden:
+            hidden = max(LEAST_HIDDEN, int(spare / (4 * channels)) // LANES * LANES)
+        if hidden >= LEAST_HIDDEN:
+            break
+    else:
+        raise ValueError(f"no rule of {limits.parameters:,} parameters takes {data.modalities} channels")
+    if context:
+        why = "the slices before and behind come along as image channels"
+    else:
+        why = "no room for neighbours among the channels" if neighbours else "there are no neighbours"
+    model = MedNCAConfig(
         image_channels=images,
         channels=channels,
-        hidden=min(hidden, limits.hidden),
-        perception=limits.perception,
+        hidden=hidden,
+        perception=perception,
         scales=scales,
-        steps=(max(8, math.ceil(rest / scales[0])), *(8,) * halvings),
+        steps=tuple(steps),
         fire_rate=FIRE_RATE,
     )
+    return context, model, why
+
+
+def wishes(neighbours: int, labels: int, limits: Budget) -> Iterator[tuple[Perception, int, int]]:
+    """Neighbours and labels that there are, and budget -> perception, context and classes to try in turn.
+
+    Room for a class of each label is given up first, then dense filters, then neighbours.
+    """
+    for context in (neighbours, 0):
+        yield limits.perception, context, labels
+        yield limits.perception, context, 1
+        yield "depthwise", context, 1
 
 
 def reach(model: MedNCAConfig) -> float:
-    """Model -> cells of the finest level that word travels in all steps, in the mean over fire masks."""
+    """Model -> cells of the finest level that word travels in all steps, about."""
     return model.fire_rate * sum(s * scale for s, scale in zip(model.steps, model.scales, strict=True))
-
-
-def iteration_seconds(config: RunConfig) -> float:
-    """Configuration with a canvas -> rough seconds of one core per iteration of training."""
-    height, width = config.train.canvas or (256, 256)
-    side = config.train.patch or max(height, width)
-    model = config.model
-    total = 0.0
-    for level, (scale, steps) in enumerate(zip(model.scales, model.steps, strict=True)):
-        rows, columns = height // scale, width // scale
-        cells = rows * columns if level == 0 else min(rows, side) * min(columns, side)
-        total += cells * steps * model.fire_rate
-    work = config.train.batch_size * total * multiply_adds_per_cell(model)
-    return work / TRAINING_RATE
-
-
-def multiply_adds_per_cell(model: MedNCAConfig) -> int:
-    """Model -> multiply-adds of one cell in one step."""
-    return multiply_adds(replace(model, scales=(1,), steps=(1,)), 1, 1)
-
-
-def slice_multiply_adds(
-    config: RunConfig, shape: tuple[int, int, int], spacing: tuple[float, float, float]
-) -> int:
-    """Configuration, RAS+ shape and spacing of a scan -> multiply-adds of one slice, all cells computed, with
-    padding and ensemble."""
-    height, width = padded_size(
-        plane_size(shape, spacing, config.preprocess), config.model.multiple, config.model.smallest
-    )
-    return config.predict.ensemble * multiply_adds(config.model, height, width)
-
-
-def text_of(axes: tuple[int, ...]) -> str:
-    """Slice axes -> "axial, sagittal, coronal"."""
-    return ", ".join(("sagittal", "coronal", "axial")[axis] for axis in axes)
 
 
 def text(numbers: tuple[int, ...]) -> str:
@@ -355,25 +380,6 @@ def text(numbers: tuple[int, ...]) -> str:
     return ", ".join(str(number) for number in numbers)
 
 
-def to_json(made: Plan) -> dict[str, Any]:
-    """Plan -> what plan.json holds."""
-    return asdict(made)
-
-
-def slice_axes(data: Fingerprint) -> tuple[int, ...]:
-    """The axes to cut along, the main one first: all three of a nearly isotropic volume, with known spacings
-    within a factor of 1.5 and at least 16 voxels along each axis; else one."""
-    main = slice_axis(data)
-    if not data.spacing_known or min(data.shape) < 16 or max(data.spacing) > 1.5 * min(data.spacing):
-        return (main,)
-    return (main, *(axis for axis in range(3) if axis != main))
-
-
-def slice_axis(data: Fingerprint) -> int:
-    """The axis to cut along: the coarsest one where it is clearly coarser, else axial; the flat one in 2D."""
-    for axis in range(3):
-        if data.shape[axis] == 1:
-            return axis
-    largest = max(range(3), key=lambda a: data.spacing[a])
-    others = [s for a, s in enumerate(data.spacing) if a != largest]
-    return largest if data.spacing[largest] > 1.5 * max(others) else 2
+def to_json(made: Plan) -> str:
+    """Plan -> text of plan.json: everything that it holds, with a format and a version."""
+    return json.dumps({"format": FORMAT, "version": VERSION, **asdict(made)}, indent=1)

@@ -9,8 +9,9 @@ from dataclasses import replace
 
 from mednca.config import AugmentConfig, BaselineConfig, PredictConfig, RunConfig, TrainConfig
 from mednca.errors import InputError
-from mednca.plan import Fingerprint as Fingerprint
-from mednca.plan import plan, slice_axis
+from mednca.fingerprint import Fingerprint as Fingerprint
+from mednca.fingerprint import slice_axis
+from mednca.plan import plan
 from mednca.rule import MedNCAConfig
 from mednca.slices import PreprocessConfig, plane_axes
 
@@ -141,6 +142,7 @@ def unet(data: Fingerprint) -> RunConfig:
             checkpoint_every=500,  # 1.2 GB each
             precision="bfloat16",
             step_range=(1.0, 1.0),
+            step_range_from=0.0,
         ),
         predict=replace(config.predict, ensemble=1),  # it draws nothing: every run is the same
         baseline=BaselineConfig("unet"),
@@ -163,7 +165,7 @@ def unet_plain(data: Fingerprint) -> RunConfig:
 
 
 def backbone(data: Fingerprint) -> RunConfig:
-    """The paper's single rule: one level on slices stretched to 64 x 64, 64 steps. Its learning rate too is
+    """The paper's single rule: one level on slices stretched to 64 x 64, 64 steps. The learning rate too is
     the paper's; augmentation and all that makes training reliable are ours. 35,008 weights for a scan of one
     modality."""
     config = own_grid(data)
@@ -198,16 +200,19 @@ RECIPES: dict[str, Callable[[Fingerprint], RunConfig]] = {
 }
 
 
-def recipe(name: str, data: Fingerprint) -> RunConfig:
-    """Name and fingerprint -> configuration.
+def recipe(name: str, data: Fingerprint, budget: str | None = None) -> RunConfig:
+    """Name, fingerprint and, for `native`, the planner's budget (None: "best") -> configuration.
 
     Raises:
-        InputError: If there is no such recipe, or it does not fit the data.
+        InputError: If there is no such recipe or budget, the recipe takes no budget, or it does not fit the
+            data.
     """
     if name not in RECIPES:
         raise InputError(f"recipe {name!r} is not known; choose one of {', '.join(RECIPES)}")
+    if budget is not None and name != "native":
+        raise InputError(f"budget {budget!r} is for the recipe 'native', got {name!r}; leave one out")
     try:
-        return RECIPES[name](data)
+        return RECIPES[name](data) if budget is None else plan(data, budget).config
     except ValueError as error:
         raise InputError(f"recipe {name!r} does not fit {data.modalities} channel(s): {error}") from error
 

@@ -31,11 +31,13 @@ from mednca.dataset import LabelledScan, fingerprint, load_scans, scan_ranges, t
 from mednca.errors import InputError
 from mednca.evaluate import evaluate
 from mednca.figures import curves
+from mednca.files import atomic_write
+from mednca.fingerprint import Fingerprint
 from mednca.learner import Learner, learning_rate, new_sentinel
 from mednca.metrics import dice_score
 from mednca.modelfile import ModelFile, save_model
+from mednca.plan import Plan, to_json
 from mednca.predict import Predictor, check_device, choose_engine
-from mednca.recipes import Fingerprint
 from mednca.report import Report, merge_reports
 from mednca.sentinel import Sentinel
 
@@ -47,6 +49,7 @@ def train(
     out: Path,
     configure: Callable[[Fingerprint], RunConfig],
     *,
+    explain: Callable[[Fingerprint], Plan] | None = None,
     folds: int = 0,
     fold: int | None = None,
     validation: float = 0.2,
@@ -62,6 +65,7 @@ def train(
         cases: The data set; persons (groups) are kept together.
         out: Run folder to make, or, for a cross-validation, the folder of its runs `fold_0`, `fold_1`, ...
         configure: Gives the configuration for the data's fingerprint, as a recipe does.
+        explain: Gives the plan behind the configuration, which is stored with its reasons in `plan.json`.
         folds: Number of folds of a cross-validation; 0 makes one run.
         fold: The only fold to train, from 0; None trains all, one after the other.
         validation: Without folds: share of the cases that is kept out and reported on; 0 trains on all.
@@ -96,7 +100,8 @@ def train(
         scans = load_scans(cases.cases)
     else:
         scans = load_scans(cases.cases, lambda c: tqdm(c, desc="reading", unit="scan", disable=len(c) < 20))
-    config = configure(fingerprint(cases, scans))
+    data = fingerprint(cases, scans)
+    config = configure(data)
     engine = engine_of(config, device, engine)
     if folds:
         parts = {out / f"fold_{i}": ids for i, ids in enumerate(split_folds(cases, folds, config.train.seed))}
@@ -118,6 +123,9 @@ def train(
     chosen = list(splits) if fold is None else [out / f"fold_{fold}"]
     # All folders are opened before the first is trained: one that is in the way is told now, not hours later.
     runs = [open_run(path, config, splits[path], resume=resume, force=force) for path in chosen]
+    if explain:
+        for run in runs:
+            atomic_write(run.path / "plan.json", to_json(explain(data)), force=True)
     if folds and force:
         (out / "report.json").unlink(missing_ok=True)
     with one_thread():

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from mednca import engine
+from mednca.augment import sample_batch
 from mednca.baselines import build, from_weights
 from mednca.card import describe
-from mednca.checkpoint import RunFolder
+from mednca.checkpoint import RunFolder, TrainState
 from mednca.config import BaselineConfig, RunConfig
 from mednca.errors import InputError
 from mednca.evaluate import evaluate
@@ -86,7 +87,7 @@ def test_a_baseline_gives_logits_of_the_size_of_the_image(norm: Any, copies: int
 
 def test_a_size_that_the_network_cannot_take_is_refused() -> None:
     network = build(config())
-    for size in ((8, 6), (4, 8)):
+    for size in ((8, 10), (10, 8), (4, 8)):
         with pytest.raises(ValueError, match=f"multiples of 4 and at least 8, got {size[0]} x {size[1]}"):
             network(torch.rand(1, 1, *size), seed=0, items=torch.arange(1))
 
@@ -226,6 +227,18 @@ def test_a_stop_changes_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert left[0] == 100 - 7  # it went on from the checkpoint at iteration 5
     assert stopped.model.read_bytes() == whole.model.read_bytes()
     assert stopped.metrics.read_bytes() == whole.metrics.read_bytes()
+
+
+def test_the_kept_weights_come_with_the_statistics_of_the_norms() -> None:
+    settings = config(replace(UNET, norm="batch"))
+    learner = Learner(settings, TrainState(), "cpu")
+    for iteration in range(3):
+        batch = sample_batch([slices(0)], settings, (16, 16), np.random.default_rng(iteration))
+        learner.step(batch, iteration, 1e-2, run_eager)
+    kept, now = dict(learner.mean.named_buffers()), dict(learner.model.named_buffers())
+    assert all(torch.equal(kept[name], now[name]) for name in now)
+    assert any(now[name].any() for name in now if name.endswith("running_mean"))
+    assert not torch.equal(learner.mean.network.head.weight, learner.model.network.head.weight)
 
 
 def test_bfloat16_is_used_where_it_is_asked_for(tmp_path: Path) -> None:

@@ -12,11 +12,13 @@ from mednca.commands.bench import Bench
 from mednca.commands.data import Doctor, Get, Join, Phantoms
 from mednca.commands.models import Calibrate, Export, ImportOfficial, Info
 from mednca.commands.nnunet import ExportNnunet
+from mednca.commands.plan import Plan
 from mednca.commands.predict import Evaluate, Predict
 from mednca.commands.train import Train
 
 #: Name on the command line, one word or two -> command.
 COMMANDS: dict[str, type[Any]] = {
+    "plan": Plan,
     "train": Train,
     "predict": Predict,
     "evaluate": Evaluate,

@@ -12,7 +12,8 @@ from mednca.errors import InputError
 
 if TYPE_CHECKING:
     from mednca.config import RunConfig
-    from mednca.recipes import Fingerprint
+    from mednca.fingerprint import Fingerprint
+    from mednca.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,12 @@ class Train:
     out: Annotated[Path, arg(aliases=["-o"], metavar="RUN")]
     """Run folder to make; with --folds the folder of its runs."""
     recipe: str = "native"
-    """native (ours), quick (lean, for a first look), paper_hippocampus or paper_prostate (the paper's)."""
+    """native (ours, planned from the data), quick (lean, for a first look), paper_hippocampus or
+    paper_prostate (the paper's)."""
+    budget: Annotated[Literal["pi", "laptop", "best"] | None, arg(help_behavior_hint="(default: best)")] = (
+        None
+    )
+    """What native may spend: pi (at most 20,000 parameters, lean), laptop or best; see 'mednca plan'."""
     config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: the recipe alone)")] = (
         None
     )
@@ -84,6 +90,7 @@ class Train:
             cases,
             self.out,
             self.configure,
+            explain=self.explain if self.recipe == "native" else None,
             folds=self.folds,
             fold=self.fold,
             validation=self.validation,
@@ -98,13 +105,19 @@ class Train:
         print(f"{self.out}: done")
         return 0
 
+    def explain(self, data: Fingerprint) -> Plan:
+        """Fingerprint of the data -> what the planner chooses, before the options are put in."""
+        from mednca.plan import plan
+
+        return plan(data, self.budget or "best")
+
     def configure(self, data: Fingerprint) -> RunConfig:
         """Fingerprint of the data -> the recipe's configuration with the options put in."""
         from mednca.config import RunConfig, from_dict, merged, to_dict
         from mednca.files import read_json
         from mednca.recipes import recipe, with_classes
 
-        config = recipe(self.recipe, data)
+        config = recipe(self.recipe, data, self.budget)
         if self.labels == "separate":
             config = with_classes(config, data.labels)
         if self.config is not None:
