@@ -1,17 +1,19 @@
 """The shipped hippocampus model and its honest figure: 5 folds by person, then a training on all cases.
 
-    python reproduce/hippocampus.py Task04_Hippocampus --runs runs
+    python reproduce/hippocampus.py DATA_ROOT --runs runs
 
-trains what is not there yet (about 20 minutes of one core per training; a stopped one goes on), and writes
+trains what is not there yet (about 13 minutes of one core per training; a stopped one goes on), and writes
 
     reproduce/results/hippocampus_oof.json   every case's scores by the model that has not seen its person
     reproduce/results/hippocampus_curves.png the five curves
     src/mednca/models/hippocampus.safetensors   the model trained on all cases, with its card
     src/mednca/models/hippocampus.md            the card as a page
 
-Folds may be trained side by side beforehand, one process each:
+The folds are those of the experiment hippocampus_best of Table 1, and may be trained side by side, one
+process each:
 
-    mednca train Task04_Hippocampus -o runs/hippocampus_cv --group pairs --folds 5 --fold 0
+    python reproduce/table1.py DATA_ROOT --runs runs --only hippocampus_best --fold fold_0
+    mednca train DATA_ROOT/Task04_Hippocampus -o runs/hippocampus --group pairs --validation 0
 """
 
 from __future__ import annotations
@@ -19,34 +21,33 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from mednca import __version__
-from mednca.calibrate import measure_range
 from mednca.cases import CaseSet, find_cases
 from mednca.checkpoint import RunFolder
 from mednca.evaluate import evaluate
 from mednca.files import atomic_write, replacing
-from mednca.io import read_case
 from mednca.modelfile import SHIPPED, ModelFile, load_model, save_model
 from mednca.predict import Predictor, with_ensemble
-from mednca.recipes import own_grid
+from mednca.recipes import native
 from mednca.report import Report, merge_reports
-from mednca.slices import prepare_image
 from mednca.train import train
+from reproduce.catalogue import find
+from reproduce.runs import run
 
 RESULTS = Path(__file__).parent / "results"
-FOLDS = 5
-#: Runs with other fire masks whose probabilities the shipped model averages.
-ENSEMBLE = 3
+EXPERIMENT, DATA = "hippocampus_best", "Task04_Hippocampus"
 #: The scores that go into the model's card.
 TOLD = ("dice", "iou", "nsd", "hd95_mm", "assd_mm", "volume_error", "soft_dice")
 
@@ -74,36 +75,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("data", type=Path)
+    parser.add_argument("data_root", type=Path, help="folder that holds Task04_Hippocampus")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    cases = find_cases(arguments.data, group="pairs", require_labels=True)
-    folds, final = arguments.runs / "hippocampus_cv", arguments.runs / "hippocampus"
-    single = train(cases, folds, own_grid, folds=FOLDS, resume=True)
-    train(cases, final, own_grid, validation=0, resume=True)
-    assert single is not None
-    report = judge(cases, folds)
-    told = provenance(folds, f"python reproduce/hippocampus.py {arguments.data.name}")
-    told["ensemble"] = ENSEMBLE
+    (experiment,) = find([EXPERIMENT])
+    run(experiment, arguments.data_root, arguments.runs)
+    cases = find_cases(arguments.data_root / DATA, group="pairs", require_labels=True)
+    train(cases, arguments.runs / "hippocampus", native, validation=0, resume=True)
+    folds = arguments.runs / EXPERIMENT / "seed_0"
+    report = merge_reports(
+        {
+            path.name: Report.from_json((path / "report.json").read_text())
+            for path in sorted(folds.glob("fold_*"))
+        }
+    )
+    single = judge(cases, folds, ensemble=1)
+    told = provenance(folds, "python reproduce/hippocampus.py DATA_ROOT")
+    told["ensemble"] = load_model(arguments.runs / "hippocampus").config.predict.ensemble
     told["single_run"] = {name: single.summary["merged"][name] for name in TOLD}
     report = replace(report, provenance=report.provenance | told)
     RESULTS.mkdir(exist_ok=True)
     report.write(RESULTS / "hippocampus_oof.json", force=True)
     draw(folds)
-    model = calibrated(with_card(with_ensemble(load_model(final), ENSEMBLE), report), cases)
+    model = with_card(load_model(arguments.runs / "hippocampus"), report)
     save_model(SHIPPED / "hippocampus.safetensors", model)
     atomic_write(SHIPPED / "hippocampus.md", page(model))
     print(report.table())
     print(json.dumps(told["minutes"]))
 
 
-def judge(cases: CaseSet, folds: Path) -> Report:
-    """Data set and folder of the folds -> the out-of-fold report with the ensemble that ships."""
+def judge(cases: CaseSet, folds: Path, *, ensemble: int) -> Report:
+    """Data set, folder of the folds and a number of fire-mask runs to average -> the out-of-fold report."""
     by_id = {case.id: case for case in cases.cases}
     reports = {}
     for path in sorted(folds.glob("fold_*")):
-        predictor = Predictor(with_ensemble(load_model(path), ENSEMBLE), probability=True)
+        predictor = Predictor(with_ensemble(load_model(path), ensemble), probability=True)
         held_out = [by_id[name] for name in RunFolder.open(path).split()["validation"]]
         progress = partial(tqdm, desc=f"judging {path.name}", unit="scan")
         reports[path.name] = evaluate(predictor, held_out, labels=cases.labels, progress=progress)
@@ -140,17 +147,17 @@ def draw(folds: Path) -> None:
     """Folder of the folds -> a picture of loss and validation Dice of all folds."""
     figure = Figure((7.5, 5.6), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
-    for run in sorted(folds.glob("fold_*")):
-        log = entries(run)
+    for fold in sorted(folds.glob("fold_*")):
+        log = entries(fold)
         training = [(e["iteration"], e["loss"]) for e in log if e["kind"] == "train"]
         width = 20
         smooth = [
             (training[i][0], sum(loss for _, loss in training[i - width : i]) / width)
             for i in range(width, len(training))
         ]
-        top.semilogy(*zip(*smooth, strict=True), label=run.name, linewidth=1)
+        top.semilogy(*zip(*smooth, strict=True), label=fold.name, linewidth=1)
         looked = [(e["iteration"], e["dice"]) for e in log if e["kind"] == "validation"]
-        bottom.plot(*zip(*looked, strict=True), marker=".", label=run.name, linewidth=1)
+        bottom.plot(*zip(*looked, strict=True), marker=".", label=fold.name, linewidth=1)
     top.set_ylabel("training loss (smoothed)")
     bottom.set_ylabel("hard Dice on 6 held-out cases")
     bottom.set_xlabel("iteration")
@@ -167,7 +174,7 @@ def with_card(model: ModelFile, report: Report) -> ModelFile:
     scores = {
         "protocol": (
             "5 folds by person, out of fold, merged foreground, native grid, "
-            f"mean of {ENSEMBLE} runs of fire masks"
+            f"mean of {model.config.predict.ensemble} runs of fire masks"
         ),
         "cases": len(report.cases),
     }
@@ -175,16 +182,6 @@ def with_card(model: ModelFile, report: Report) -> ModelFile:
         row = summary[name]
         scores[name] = {key: row[key] for key in ("mean", "sd", "ci95", "min")}
     return replace(model, card=model.card | CARD | {"scores": scores})
-
-
-def calibrated(model: ModelFile, cases: CaseSet) -> ModelFile:
-    """Model and its cases -> the model with its range for int16, which trainings of 0.1 did not measure."""
-    if model.range is not None:
-        return model
-    drawn = np.random.default_rng(0).permutation(len(cases.cases))[:32].tolist()
-    scans = (read_case(cases.cases[at].images) for at in drawn)
-    images = [prepare_image(scan, view) for scan in scans for view in model.config.preprocess.views]
-    return replace(model, range=measure_range(model, images))
 
 
 def page(model: ModelFile) -> str:
@@ -207,6 +204,7 @@ def page(model: ModelFile) -> str:
     least = scores["dice"]["min"]
     low, high = card["fingerprint"]["size_mm"]
     size = " x ".join(f"{a:.0f}-{b:.0f}" for a, b in zip(low, high, strict=True))
+    steps = ", ".join(str(count) for count in config.model.steps)
     cuts = ", ".join(("sagittal", "coronal", "axial")[axis] for axis in config.preprocess.axes)
     return "\n".join(
         [
@@ -217,7 +215,7 @@ def page(model: ModelFile) -> str:
             "| | |",
             "|---|---|",
             f"| model | Med-NCA, {model.parameters:,} parameters, {len(config.model.scales)} levels of "
-            f"{config.model.steps[0]} steps, hash `{model.hash}` |",
+            f"{steps} steps, hash `{model.hash}` |",
             f"| input | one T1 channel, 1 mm; {cuts} slices with one neighbour on each side |",
             f"| trained on | {len(card['training_cases'])} volumes, field of view {size} mm (axes R, A, S) |",
             f"| data | {card['data']} |",
@@ -231,9 +229,8 @@ def page(model: ModelFile) -> str:
             "",
             f"{scores['protocol']}. The model here was trained on all of them by the same recipe, so these "
             "are the figures of the recipe, not those of this very file. The figures lean a little to the "
-            "good side: the learning rate was picked in three short trials on 41 of these volumes, and the "
-            "mean of 3 runs after a look at ensembles on held-out cases of two folds. What one run gives "
-            "stands in the report below under `single_run`.",
+            "good side: the recipe was chosen in trials on two of these folds (`reproduce/experiments/`). "
+            "What one run of fire masks gives stands in the report below under `single_run`.",
             "",
             "| | mean | sd | 95 % interval of the mean |",
             "|---|---|---|---|",

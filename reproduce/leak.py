@@ -26,10 +26,7 @@ from reproduce.tables import markdown
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "explanation" / "splits-by-person.md"
 BEGIN, END = "<!-- by reproduce/leak.py: begin -->", "<!-- end -->"
 #: By person, by volume.
-PAIRS = (
-    ("hippocampus_med_nca", "hippocampus_med_nca_by_volume"),
-    ("hippocampus_best", "hippocampus_best_by_volume"),
-)
+PAIRS = (("hippocampus_lean", "hippocampus_lean_by_volume"),)
 HEAD = ("model", "volumes", "by person", "by volume", "by volume - by person, per case")
 
 

@@ -42,7 +42,11 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 #: Other programs that a page may call. Whatever else stands behind a prompt is a mistake or needs a test.
 FOREIGN = {"git", "cd", "pip", "python", "python3", "tensorboard", "export", ".", "sudo", "./mednca-run"}
 #: Pages that begin where a model has been trained already, in runs/mine.
-WITH_RUN = {"docs/how-to/predict.md", "docs/how-to/resume-and-cross-validate.md"}
+WITH_RUN = {
+    "docs/how-to/predict.md",
+    "docs/how-to/resume-and-cross-validate.md",
+    "docs/how-to/compare-with-nnunet.md",
+}
 #: What is called by hand: every script here but the modules that others import.
 SCRIPTS = [
     path
@@ -127,7 +131,7 @@ def test_the_reference_lists_exactly_the_options_of_a_command(name: str) -> None
     page = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
     sections = dict(re.findall(r"^## mednca ([\w -]+)\n(.*?)(?=^## |\Z)", page, flags=re.M | re.S))
     assert sections.keys() == COMMANDS.keys()
-    there = options_of_help(help_of(*name.split())) - {"-h", "--help"}
+    there = options_of_help(help_of(name)) - {"-h", "--help"}
     told = options_of_table(sections[name])
     assert there, "no option found: is the pattern still right?"
     assert not there - told, f"docs/reference/cli.md lacks options of mednca {name}"
@@ -295,7 +299,7 @@ def test_the_commands_of_a_page_run_one_after_the_other(page: str, given: Path, 
 def test_the_examples_of_every_help_page_run(given: Path, tmp_path: Path) -> None:
     examples = []
     for name in COMMANDS:
-        block = re.search(r"^Examples?:\n((?: +\S.*\n?)+)", help_of(*name.split()), flags=re.M)
+        block = re.search(r"^Examples?:\n((?: +\S.*\n?)+)", help_of(name), flags=re.M)
         assert block, f"mednca {name} --help shows no example"
         lines = [line.strip().removeprefix("$ ") for line in block[1].splitlines()]
         examples += [(f"mednca {name} --help", shlex.split(line)) for line in lines]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -17,6 +18,7 @@ from mednca.evaluate import evaluate_masks
 from mednca.io import read_case, read_label, read_volume, write_mask
 from mednca.nnunet import configurations, export_raw, find_masks, mask_labels, next_commands, results_folder
 from mednca.report import Report
+from reproduce import nnunet as script
 from tests.small import voxels, write_nifti
 
 IDS = [f"scan_{number:02d}" for number in range(1, 11)]
@@ -140,6 +142,16 @@ def test_channels_of_one_file_become_a_file_each(tmp_path: Path) -> None:
     assert np.array_equal(own.data, written.data) and np.allclose(own.affine, written.affine)
 
 
+def test_of_chosen_channels_only_these_are_written(tmp_path: Path) -> None:
+    cases = find_labelled_cases(write_msd(tmp_path / "data", channels=2), None)
+    chosen = [replace(case, channels=(1,)) for case in cases.cases]
+    cases = replace(cases, cases=tuple(chosen), channels=("echo 1",))
+    folder = export_raw(cases, split_folds(cases, 5, 0), tmp_path / "out")
+    assert sorted(p.name for p in (folder / "imagesTr").iterdir()) == [f"{n}_0000.nii.gz" for n in IDS]
+    own, written = read_case(chosen[0].images), read_volume(folder / "imagesTr" / "scan_01_0000.nii.gz")
+    assert np.array_equal(own.data[1:], written.data)
+
+
 def test_a_format_that_nnunet_cannot_read_becomes_nifti(tmp_path: Path) -> None:
     cases = find_labelled_cases(write_msd(tmp_path / "data", ending=".nii"), None)
     folder = export_raw(cases, split_folds(cases, 5, 0), tmp_path / "out", merge=False)
@@ -157,7 +169,8 @@ def test_flat_images_stay_png_and_are_trained_in_2d_only(tmp_path: Path, mode: s
     cases = find_labelled_cases(write_pngs(tmp_path / "data", mode), None)
     folder = export_raw(cases, split_folds(cases, 2, 0), tmp_path / "out")
     meta = json.loads((folder / "dataset.json").read_text())
-    assert meta["file_ending"] == ".png" and len(meta["channel_names"]) == channels
+    assert meta["file_ending"] == ".png"
+    assert meta["channel_names"] == {str(at): f"channel {at}" for at in range(channels)}
     assert sorted(p.name for p in (folder / "imagesTr").iterdir()) == [f"s{n}_0000.png" for n in range(4)]
     assert configurations(folder) == ("2d",)
     assert not any("3d" in line for line in next_commands(folder))
@@ -366,3 +379,65 @@ def test_the_command_refuses_in_one_line(
         _, err = call(capsys, *words, option, value, status=2)
         assert told in err and err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+# ---- The script that runs it ----
+
+
+def test_the_script_goes_on_where_it_stopped_and_leaves_our_reports(
+    cases: CaseSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs, log = tmp_path / "runs", []
+    folds = split_folds(cases, 5, 0)
+
+    def imitated(out: Path, *words: str) -> None:
+        log.append(words)
+        if words[0] == "nnUNetv2_plan_and_preprocess":
+            for kind in ("2d", "3d_fullres"):
+                (out / "nnUNet_preprocessed" / "Dataset004_TwoParts" / f"nnUNetPlans_{kind}").mkdir()
+            return
+        fold = int(words[3])
+        place = results_folder(out / "nnUNet_raw" / "Dataset004_TwoParts", words[2], words[5])
+        (place / f"fold_{fold}").mkdir(parents=True, exist_ok=True)
+        if fold == 1 and words[-1] != "--c":
+            (place / "fold_1" / "checkpoint_latest.pth").touch()
+            raise InputError("stopped")
+        out_of_fold(cases, folds, tmp_path / f"of {fold}")
+        (tmp_path / f"of {fold}" / "dataset.json").replace(place / "dataset.json")
+        (tmp_path / f"of {fold}" / f"fold_{fold}" / "validation").rename(
+            place / f"fold_{fold}" / "validation"
+        )
+
+    monkeypatch.setattr(script, "call", imitated)
+    monkeypatch.setattr(script, "check_installed", lambda: None)
+    monkeypatch.setattr(script, "parameters", lambda dataset, kind: 7)
+    words = [str(cases.root), "--runs", str(runs), "--group", "pairs", "--kind", "2d"]
+    words += ["--fold", "0", "--fold", "1", "--trainer", "nnUNetTrainer_5epochs"]
+    assert script.main(words) == 2 and capsys.readouterr().err.endswith("error: stopped\n")
+    assert script.main(words) == 0 == script.main(words)
+    assert [call[0] for call in log] == ["nnUNetv2_plan_and_preprocess", *["nnUNetv2_train"] * 3]
+    assert log[1][1:] == ("004", "2d", "0", "-tr", "nnUNetTrainer_5epochs", "-device", "cuda")
+    assert log[3][3] == "1" and log[3][-1] == "--c"
+    for fold in (0, 1):
+        place = runs / "hippocampus_nnunet_2d" / "seed_0" / f"fold_{fold}"
+        report = Report.from_json((place / "report.json").read_text())
+        assert sorted(report.cases) == folds[fold]
+        told = json.loads((place / "provenance.json").read_text())
+        assert told["epochs"] == 5 and told["parameters"] == 7 and told["sessions"] == 1 + fold
+    assert script.main([*words[:-1], "nnUNetTrainer"]) == 2
+    assert "was trained by nnUNetTrainer_5epochs" in capsys.readouterr().err
+
+
+def test_the_epochs_of_a_trainer_are_in_its_name() -> None:
+    names = ("nnUNetTrainer", "nnUNetTrainer_1epoch", "nnUNetTrainer_250epochs_NoMirroring")
+    assert [script.epochs(name) for name in names] == [1000, 1, 250]
+
+
+def test_the_script_says_what_to_install(
+    cases: CaseSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(script, "entry_points", lambda **_: ())
+    assert script.main([str(cases.root), "--runs", str(tmp_path / "runs")]) == 2
+    told = capsys.readouterr().err
+    assert told == "nnunet.py: error: nnunetv2 is needed and not installed; pip install nnunetv2\n"
+    assert not (tmp_path / "runs").exists()

@@ -213,6 +213,11 @@ def test_a_plan_keeps_its_laws_whatever_the_data(data: Fingerprint, budget: str)
     assert 8 <= settings.train.batch_size <= 16
     assert settings.train.batch_size == 8 or iteration_seconds(settings) <= limits.seconds
     assert from_dict(RunConfig, json.loads(json.dumps(to_dict(settings))), "x") == settings
+    a_cell = (18 if model.perception == "depthwise" else 18 * model.channels) * model.channels
+    a_cell += 4 * model.channels * model.hidden
+    updates = sum(s / scale**2 for s, scale in zip(model.steps, model.scales, strict=True))
+    work = a_cell * updates * len(settings.preprocess.axes) * settings.predict.ensemble
+    assert work <= limits.work or model.hidden == LEAST_HIDDEN
     assert all(choice.why and "\n" not in choice.why + choice.value for choice in made.choices)
     told = json.loads(to_json(made))
     assert (told["format"], told["version"], told["budget"]) == ("mednca-plan", 1, budget)
@@ -228,7 +233,7 @@ def test_slices_are_never_finer_than_they_are_nor_larger_than_the_budget(
     if len(axes) == 3:
         own = sorted(data.spacing)[1]
         spacing = preprocess.spacing or (0.0, 0.0)
-        assert own <= spacing[0] == spacing[1] and budget == "best" and data.spacing_known
+        assert own <= spacing[0] == spacing[1] and BUDGETS[budget].every_axis and data.spacing_known
         assert max(data.shape) * min(data.spacing) / spacing[0] <= 1.2 * BUDGETS[budget].limit
         return
     if preprocess.size is not None:
@@ -366,3 +371,11 @@ def test_a_run_stores_the_plan_behind_it(tmp_path: Path) -> None:
     assert stored == json.loads(to_json(plan(data, "laptop")))
     assert command.configure(data).recipe == "native_laptop"
     assert math.isclose(stored["data"]["share"], data.share or 0)
+
+
+def test_small_sets_are_trained_less_long_and_none_longer_than_the_budget() -> None:
+    def iterations(slices: int) -> int:
+        return plan(replace(ULTRASOUND, slices=slices)).config.train.iterations
+
+    assert iterations(30) == 2000 and iterations(100_000) == 5000
+    assert iterations(200) == 200 * 120 / plan(ULTRASOUND).config.train.batch_size

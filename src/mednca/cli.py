@@ -34,6 +34,8 @@ EXTRAS = {
     "onnxruntime": "onnx",
     "pooch": "data",
     "requests": "data",
+    "segmentation_models_pytorch": "baselines",
+    "torchvision": "baselines",
 }
 ABOUT = "Medical image segmentation that runs anywhere: neural cellular automata (Med-NCA)."
 

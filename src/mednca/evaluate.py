@@ -331,9 +331,9 @@ def _check_grids(case: Case, mask: Volume, label: Volume) -> None:
 def _apart(first: Volume, second: Volume) -> float | None:
     """Two volumes of one shape -> the largest distance (mm) of their corners, None for less than a tenth of a
     voxel."""
-    corners = np.indices((2, 2, 2)).reshape(3, 8) * (np.array(first.shape)[:, np.newaxis] - 1)
+    corners = np.indices((2, 2, 2)).reshape(3, 8) * (np.array(first.data.shape[1:])[:, np.newaxis] - 1)
     positions = np.concatenate([corners, np.ones((1, 8))])  # (4, 8)
     apart = float(np.linalg.norm(((first.affine - second.affine) @ positions)[:3], axis=0).max())
     # Along an axis of length 1 the spacing is often meaningless.
-    steps = [step for step, size in zip(second.spacing, first.shape, strict=True) if size > 1]
+    steps = [step for step, size in zip(second.spacing, first.data.shape[1:], strict=True) if size > 1]
     return None if apart <= 0.1 * min(steps or second.spacing) else apart

@@ -46,6 +46,10 @@ LEAST_HIDDEN = 32
 #: Channels that neither show the image nor answer, at the least.
 LEAST_FREE = 8
 LEAST_BATCH = 8
+#: Small sets are trained until each slice was seen so often, and no longer than that, but at least...
+VIEWS = 120
+#: ... so many iterations.
+LEAST_ITERATIONS = 2000
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Budget:
         limit: ... and never more cells than this along a side.
         patch: Side of the training window of the finer levels.
         learning_rate: Peak rate.
-        iterations: Steps of the optimiser.
+        iterations: Most steps of the optimiser.
         ensemble: Fire-mask runs that are averaged.
         gamma: Largest exponent change of the contrast, as augmentation.
         step_range: Factors on the steps that training varies them by.
@@ -172,6 +176,8 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
     )
     while config.train.batch_size > LEAST_BATCH and iteration_seconds(config) > limits.seconds:
         config = replace(config, train=replace(config.train, batch_size=config.train.batch_size - 2))
+    wanted = max(LEAST_ITERATIONS, math.ceil(VIEWS * data.slices / config.train.batch_size))
+    config = replace(config, train=replace(config.train, iterations=min(limits.iterations, wanted)))
     cost = cost_of(config, data)
     coarse = " x ".join(str(side // model.multiple) for side in canvas)
     choices = (
@@ -202,8 +208,9 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
         ),
         Choice(
             "training",
-            f"{limits.iterations} iterations",
-            f"learning rate to {limits.learning_rate:g} and down to 0, no loss on the coarse levels",
+            f"{config.train.iterations} iterations",
+            f"each slice about {seen(config, data, len(axes))} times; learning rate to "
+            f"{limits.learning_rate:g} and down to 0, no loss on the coarse levels",
         ),
         Choice(
             "ensemble",
@@ -212,6 +219,11 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
         ),
     )
     return Plan(budget, data, config, choices, cost)
+
+
+def seen(config: RunConfig, data: Fingerprint, axes: int) -> int:
+    """Configuration, fingerprint and number of axes -> how often training sees a slice, in the mean."""
+    return max(1, round(config.train.iterations * config.train.batch_size / max(1, data.slices * axes)))
 
 
 def recipe_name(budget: str) -> str:
