@@ -103,7 +103,7 @@ class Budget:
 BUDGETS = {
     "pi": Budget(20_000, True, "depthwise", 16, 64, 96, 12, 256, 32, 8e-3, 6000, 1, work=100_000),
     "laptop": Budget(45_000, False, "depthwise", 32, 64, 128, 16, 512, 40, 8e-3, 4000, 1),
-    "best": Budget(70_016, True, "dense", 16, 128, 192, 24, 1024, 32, 5e-3, 10_000, 3, 0.5, (0.5, 2.0)),
+    "best": Budget(70_016, True, "dense", 16, 128, 192, 24, 1024, 32, 4e-3, 10_000, 3, 0.5, (0.4, 2.0)),
 }
 
 
@@ -178,7 +178,7 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
             coarse_weight=COARSE_WEIGHT if partly else 0.0,
             foreground=FOREGROUND if partly else TrainConfig.foreground,
             step_range=limits.step_range,
-            step_range_from=0.4 if limits.step_range != (1.0, 1.0) else 0.0,
+            step_range_from=0.5 if limits.step_range != (1.0, 1.0) else 0.0,
         ),
         predict=PredictConfig(ensemble=limits.ensemble),
     )
