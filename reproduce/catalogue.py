@@ -168,6 +168,7 @@ _OFFICIAL = {
         "warmup": 0,
         "clip": 0.0,
         "ema": 0.0,
+        "coarse_weight": 0.0,
         "sentinel": False,
         "step_range": (1.0, 1.0),
         "step_range_from": 0.0,
