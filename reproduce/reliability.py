@@ -117,10 +117,11 @@ def draw(results: Path, quick: bool) -> list[Path]:
         "seeds are, the median how good.",
         "*Official settings* are the recipe `paper_hippocampus`, with its own, larger batches. *Official "
         "training of our model* has the official optimiser (Adam with betas 0.5 and 0.5, learning rate "
-        "1.6e-3 with exponential decay), no clipping, no running mean, no loss on coarse levels, no "
-        "watch, no augmentation and a fixed number of steps, on the planned model with its choice of slices and patches: the official "
-        "prostate setting itself is too slow for a CPU. The official learning rate has hardly decayed after "
-        "so few iterations, where ours has come down to zero: a part of the spread may come from that.",
+        "1.6e-3 with exponential decay), no clipping, no running mean, no loss on coarse levels, no watch, "
+        "no augmentation and a fixed number of steps, on the planned model with its choice of slices and "
+        "patches: the official prostate setting itself is too slow for a CPU. The official learning rate "
+        "has hardly decayed after so few iterations, where ours has come down to zero: a part of the spread "
+        "may come from that.",
         markdown(HEAD, [line(e, result, rows.get(e), quick=quick) for e, result in found.items()]),
     ]
     parts += [
