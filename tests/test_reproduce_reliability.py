@@ -100,7 +100,8 @@ def test_a_training_that_gives_up_is_told_and_the_next_seed_is_trained(
     assert (row.near, row.failed, row.reseeded, row.rolled_back) == (1, {"0": lost.failed}, 6, 0)
     runs.write_result(runs.result_path(watched, tmp_path / "results"), result)
     assert overview.state(watched, tmp_path / "runs", tmp_path / "results") == "stored"
-    assert runs.cost(watched, tmp_path / "runs", tmp_path / "results") == 0
+    for results in (tmp_path / "results", tmp_path / "none"):
+        assert runs.cost(watched, tmp_path / "runs", results) == 0
     before = len(starts)
     runs.run(watched, tmp_path, tmp_path / "runs", progress=False)
     assert len(starts) == before  # what failed is not tried again
