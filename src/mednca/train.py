@@ -301,7 +301,7 @@ def fit(
     check_device(device)
     settings = config.train
     engine = engine_of(config, device, engine)
-    engine_run = choose(device, engine)
+    engine_run = choose(device, engine, half=config.is_automaton and settings.precision == "bfloat16")
     canvas = canvas_size(training, config)
     state = run.load() or TrainState()
     state.sentinel = state.sentinel or asdict(new_sentinel(settings))
