@@ -57,15 +57,22 @@ def choose(device: str, name: str = "auto", *, half: bool = False) -> Run:
     run = _choose(device, name)
     if not half or device.split(":")[0] != "cpu":
         return run
-    if run is load("native"):
-        native = importlib.import_module("mednca.backends.native")
-        if native.has_bfloat16():
-            return cast("Run", native.run_native_half)
-        reason = "this processor has no AVX512_BF16"
-    else:
-        reason = "only the backend 'native' has products of bfloat16 numbers"
-    _log.warning("precision is float32, not bfloat16: %s", reason)
-    return run
+    if reason := why_no_half(device, name):
+        _log.warning("products are of float32, not bfloat16: %s", reason)
+        return run
+    return cast("Run", importlib.import_module("mednca.backends.native").run_native_half)
+
+
+def why_no_half(device: str, name: str = "auto") -> str:
+    """Device and name of a backend -> why products on a CPU cannot be of bfloat16 numbers; nothing if they
+    can, or the device is no CPU."""
+    if device.split(":")[0] != "cpu":
+        return ""
+    if name not in ("auto", "native"):
+        return f"the backend {name!r} has no such products, only 'native' has"
+    if not engine.available():
+        return engine.why_not()
+    return "" if engine.has_bfloat16() else "this processor has no AVX512_BF16"
 
 
 def _choose(device: str, name: str) -> Run:

@@ -1,5 +1,5 @@
-"""The rule in C, forward and backward, for the cells that fire only: on the CPU, in float32 or with products of
-bfloat16 numbers, one thread.
+"""The rule in C, forward and backward, for the cells that fire only: float32 on the CPU, one thread; its
+products of bfloat16 numbers if that is asked for.
 
 It lives in the C engine (`mednca.engine`; runtime/c/train.h). For the backward pass it keeps the perceptions
 of the cells that fired, 3n numbers each (at n = 32 and fire rate 0.5 that is 192 bytes for a cell and step,
@@ -50,14 +50,14 @@ def run_native(
         key: Names the random stream of the fire masks.
         window: Where the state lies.
         steps: How many.
-        half: Whether products are of bfloat16 numbers; see `has_bfloat16`.
+        half: Whether products are of bfloat16 numbers; see `engine.has_bfloat16`.
 
     Raises:
         ValueError: Where state or rule is not float32 on the CPU, or the grid is smaller than 2 x 2.
         RuntimeError: Where the C engine is not there; see `mednca.engine.why_not`.
     """
-    if half and not has_bfloat16():
-        raise ValueError("half must be False on a processor without AVX512_BF16, got True")
+    if half and not engine.has_bfloat16():
+        raise ValueError("half must be False on a processor without AVX512_BF16, got True; use float32")
     for name, tensor in (("state", state), ("rule", rule.update_in.weight)):
         if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
             raise ValueError(f"{name} must be float32 on the CPU, got {tensor.dtype} on {tensor.device}")
@@ -76,11 +76,6 @@ def run_native(
 def run_native_half(rule: Backbone, state: Tensor, key: FireKey, window: Window, steps: int) -> Tensor:
     """`run_native` with products of bfloat16 numbers: a `mednca.nca.Run`."""
     return run_native(rule, state, key, window, steps, half=True)
-
-
-def has_bfloat16() -> bool:
-    """Whether the engine is there and this processor has its instructions for bfloat16."""
-    return engine.available() and bool(engine.library().mednca_has_bfloat16())
 
 
 def fire_masks(key: FireKey, steps: int, window: Window, fire_rate: float) -> tuple[Tensor, Tensor]:
