@@ -36,6 +36,23 @@ static INLINE int32_t pair(const int16_t *p)
 #pragma GCC pop_options
 #endif
 
+/* Training with products of bfloat16 numbers: with one set of instructions only. */
+#if defined(__clang__) ? __clang_major__ >= 11 : __GNUC__ >= 11
+#define WITH_BFLOAT16
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,fma,prefer-vector-width=512")
+#endif
+#include "train16.h"
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif
+
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))), apply_to = function)
 #else
@@ -199,4 +216,16 @@ static const Kernels *find_kernels(const char *name)
 const char *mednca_instructions(int32_t index)
 {
     return available(index) ? available(index)->name : 0;
+}
+
+/* Whether this machine has the instructions of train16.h. */
+int mednca_has_bfloat16(void)
+{
+#ifdef WITH_BFLOAT16
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
+#else
+    return 0;
+#endif
 }

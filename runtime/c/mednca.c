@@ -690,3 +690,30 @@ int mednca_backward(const mednca_shape *shape, float *state, float *d_state, con
     return available(0)->backward(shape, state, d_state, fires, counts, kept, filters_t, w1, b1, w1_t, w2_t, d_filters, d_views,
                                   d_w1, d_b1, d_w2);
 }
+
+int mednca_forward16(const mednca_shape *shape, float *state, const uint8_t *fires, const float *filters, const float *views,
+                     const float *w1, const float *b1, const float *w2, uint16_t *kept)
+{
+#ifdef WITH_BFLOAT16
+    if (mednca_has_bfloat16())
+        return forward16(shape, state, fires, filters, views, w1, b1, w2, kept);
+#else
+    (void)shape, (void)state, (void)fires, (void)filters, (void)views, (void)w1, (void)b1, (void)w2, (void)kept;
+#endif
+    return 2;
+}
+
+int mednca_backward16(const mednca_shape *shape, float *state, float *d_state, const uint8_t *fires, const int64_t *counts,
+                      const uint16_t *kept, const float *filters_t, const float *w1, const float *b1, const float *w1_t,
+                      const float *w2_t, float *d_filters, float *d_views, float *d_w1, float *d_b1, float *d_w2)
+{
+#ifdef WITH_BFLOAT16
+    if (mednca_has_bfloat16())
+        return backward16(shape, state, d_state, fires, counts, kept, filters_t, w1, b1, w1_t, w2_t, d_filters, d_views, d_w1,
+                          d_b1, d_w2);
+#else
+    (void)shape, (void)state, (void)d_state, (void)fires, (void)counts, (void)kept, (void)filters_t, (void)w1, (void)b1;
+    (void)w1_t, (void)w2_t, (void)d_filters, (void)d_views, (void)d_w1, (void)d_b1, (void)d_w2;
+#endif
+    return 2;
+}

@@ -160,4 +160,14 @@ MEDNCA_API int mednca_backward(const mednca_shape *shape, float *state, float *d
                                const float *b1, const float *w1_t, const float *w2_t, float *d_filters, float *d_views,
                                float *d_w1, float *d_b1, float *d_w2);
 
+/* The same with products of bfloat16 numbers, see train16.h; kept is of such numbers. Where the machine has no instructions
+ * for them, mednca_has_bfloat16() is 0 and these return 2. */
+MEDNCA_API int mednca_has_bfloat16(void);
+MEDNCA_API int mednca_forward16(const mednca_shape *shape, float *state, const uint8_t *fires, const float *filters,
+                                const float *views, const float *w1, const float *b1, const float *w2, uint16_t *kept);
+MEDNCA_API int mednca_backward16(const mednca_shape *shape, float *state, float *d_state, const uint8_t *fires,
+                                 const int64_t *counts, const uint16_t *kept, const float *filters_t, const float *w1,
+                                 const float *b1, const float *w1_t, const float *w2_t, float *d_filters, float *d_views,
+                                 float *d_w1, float *d_b1, float *d_w2);
+
 #endif

@@ -148,6 +148,7 @@ def _load() -> ctypes.CDLL | str:
         grid, key = [_int64, _int64], ctypes.c_uint32
         declared: dict[str, tuple[Any, list[Any]]] = {
             "instructions": (text, [_int32]),
+            "has_bfloat16": (ctypes.c_int, []),
             "open": (pointer, [text, size, ctypes.POINTER(Options), *message]),
             "close": (None, [pointer]),
             "about": (None, [pointer, ctypes.POINTER(Facts)]),
@@ -212,6 +213,11 @@ def instructions() -> list[str]:
     while name := library().mednca_instructions(len(found)):
         found.append(name.decode())
     return found
+
+
+def has_bfloat16() -> bool:
+    """Whether the library can train with products of bfloat16 numbers on this processor."""
+    return available() and bool(library().mednca_has_bfloat16())
 
 
 def processors() -> int:

@@ -52,7 +52,8 @@ class Learner:
         fire_seed = settings.seed * 1_000_003 + self.state.attempt
         self.optimizer.zero_grad(set_to_none=True)
         kind = self.device.split(":")[0]
-        half = kind != "cpu" or settings.precision == "bfloat16"
+        # On the CPU an automaton's engine rounds what it multiplies, and keeps its states in float32.
+        half = kind != "cpu" or (settings.precision == "bfloat16" and not self.config.is_automaton)
         with torch.autocast(kind, torch.bfloat16, enabled=half):
             outputs = self.model(
                 image, seed=fire_seed, items=items, patches=patches, steps=self.steps(iteration), run=run

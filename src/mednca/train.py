@@ -22,7 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from mednca.augment import TrainingCase, sample_batch
-from mednca.backends import choose
+from mednca.backends import choose, why_no_half
 from mednca.calibrate import measure_range
 from mednca.cases import CaseSet, split_folds
 from mednca.checkpoint import RunFolder, TrainState
@@ -301,12 +301,17 @@ def fit(
     check_device(device)
     settings = config.train
     engine = engine_of(config, device, engine)
-    engine_run = choose(device, engine)
+    half = config.is_automaton and settings.precision == "bfloat16"
+    engine_run = choose(device, engine, half=half)
     canvas = canvas_size(training, config)
     state = run.load() or TrainState()
     state.sentinel = state.sentinel or asdict(new_sentinel(settings))
     learner = Learner(config, state, device)
     lines = run.rewind_log(state.logged)
+    if half and (reason := why_no_half(device, engine)):
+        told = {"event": "float32 instead of bfloat16", "reason": reason}
+        if not any(told.items() <= line.items() for line in lines):
+            run.log({"kind": "event", "iteration": state.iteration, "attempt": state.attempt, **told}, state)
     dice = next((e["dice"] for e in reversed(lines) if e["kind"] == "validation"), math.nan)
     bar = tqdm(
         total=settings.iterations,

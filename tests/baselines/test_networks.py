@@ -105,8 +105,6 @@ def test_what_cannot_be_a_baseline_is_refused() -> None:
             BaselineConfig(**wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"scales of the model must be \(1,\) for a baseline"):
         RunConfig(baseline=UNET)
-    with pytest.raises(ValueError, match="precision must be 'float32' for a cellular automaton"):
-        RunConfig(train=replace(TRAIN, precision="bfloat16"))
 
 
 def seg_nca(**train: Any) -> RunConfig:

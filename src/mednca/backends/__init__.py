@@ -39,15 +39,43 @@ def load(name: str) -> Run:
     return cast("Run", getattr(importlib.import_module(module), function))
 
 
-def choose(device: str, name: str = "auto") -> Run:
+def choose(device: str, name: str = "auto", *, half: bool = False) -> Run:
     """Device ("cpu", "cuda:0", ...) and name of a backend -> its run; "auto" takes the fastest that works.
 
     That is `native` on the CPU; `folded` on every other device and, with a warning in the log, on a CPU
     without the C engine.
 
+    Args:
+        device: Where the rule runs.
+        name: One of `BACKENDS`, or "auto".
+        half: Whether products on the CPU are to be of bfloat16 numbers. Only `native` has them, on processors
+            with AVX512_BF16; elsewhere a warning in the log says so, and they are of float32.
+
     Raises:
         ValueError: Where there is no backend of this name, or it does not work on this device or machine.
     """
+    run = _choose(device, name)
+    if not half or device.split(":")[0] != "cpu":
+        return run
+    if reason := why_no_half(device, name):
+        _log.warning("products are of float32, not bfloat16: %s", reason)
+        return run
+    return cast("Run", importlib.import_module("mednca.backends.native").run_native_half)
+
+
+def why_no_half(device: str, name: str = "auto") -> str:
+    """Device and name of a backend -> why products on a CPU cannot be of bfloat16 numbers; nothing if they
+    can, or the device is no CPU."""
+    if device.split(":")[0] != "cpu":
+        return ""
+    if name not in ("auto", "native"):
+        return f"the backend {name!r} has no such products, only 'native' has"
+    if not engine.available():
+        return engine.why_not()
+    return "" if engine.has_bfloat16() else "this processor has no AVX512_BF16"
+
+
+def _choose(device: str, name: str) -> Run:
     on_cpu = device.split(":")[0] == "cpu"
     if name not in ("auto", "native"):
         return load(name)

@@ -1,10 +1,14 @@
-"""The rule in C, forward and backward, for the cells that fire only: float32 on the CPU, one thread.
+"""The rule in C, forward and backward, for the cells that fire only: float32 on the CPU, one thread; its
+products of bfloat16 numbers if that is asked for.
 
 It lives in the C engine (`mednca.engine`; runtime/c/train.h). For the backward pass it keeps the perceptions
 of the cells that fired, 3n numbers each (at n = 32 and fire rate 0.5 that is 192 bytes for a cell and step,
 where the definition keeps 1.2 kB), restores the states from them going backwards, and computes the hidden
 units again. Long runs keep less, and compute these too again. The same inputs give the same bits on the same
 machine.
+
+With bfloat16 (runtime/c/train16.h) what goes into a product is rounded to 8 bits of precision; states, sums,
+weights and gradients stay float32. It keeps half as much, and needs a processor with AVX512_BF16.
 
 Shapes: B items, n channels, h hidden units, H x W cells.
 """
@@ -35,13 +39,25 @@ KEPT_BYTES = 512 << 20
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 
 
-def run_native(rule: Backbone, state: Tensor, key: FireKey, window: Window, steps: int) -> Tensor:
+def run_native(
+    rule: Backbone, state: Tensor, key: FireKey, window: Window, steps: int, *, half: bool = False
+) -> Tensor:
     """State float32 (B, n, H, W) on the CPU -> state after `steps` steps, channels-last; differentiable once.
+
+    Args:
+        rule: The rule, float32.
+        state: The state.
+        key: Names the random stream of the fire masks.
+        window: Where the state lies.
+        steps: How many.
+        half: Whether products are of bfloat16 numbers; see `engine.has_bfloat16`.
 
     Raises:
         ValueError: Where state or rule is not float32 on the CPU, or the grid is smaller than 2 x 2.
         RuntimeError: Where the C engine is not there; see `mednca.engine.why_not`.
     """
+    if half and not engine.has_bfloat16():
+        raise ValueError("half must be False on a processor without AVX512_BF16, got True; use float32")
     for name, tensor in (("state", state), ("rule", rule.update_in.weight)):
         if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
             raise ValueError(f"{name} must be float32 on the CPU, got {tensor.dtype} on {tensor.device}")
@@ -53,8 +69,13 @@ def run_native(rule: Backbone, state: Tensor, key: FireKey, window: Window, step
     fires, counts = fire_masks(key, steps, window, rule.config.fire_rate)
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (cells, *arrays))
     depthwise = rule.config.perception == "depthwise"
-    last: Tensor = _Steps.apply(cells, *arrays, fires, counts, depthwise, keep)  # type: ignore[no-untyped-call]
+    last: Tensor = _Steps.apply(cells, *arrays, fires, counts, depthwise, keep, half)  # type: ignore[no-untyped-call]
     return last[..., :n].permute(0, 3, 1, 2)
+
+
+def run_native_half(rule: Backbone, state: Tensor, key: FireKey, window: Window, steps: int) -> Tensor:
+    """`run_native` with products of bfloat16 numbers: a `mednca.nca.Run`."""
+    return run_native(rule, state, key, window, steps, half=True)
 
 
 def fire_masks(key: FireKey, steps: int, window: Window, fire_rate: float) -> tuple[Tensor, Tensor]:
@@ -122,24 +143,26 @@ class _Steps(torch.autograd.Function):
         counts: Tensor,
         depthwise: bool,
         keep: bool,
+        half: bool,
     ) -> Tensor:
         weights = (filters, views, w1, b1, w2)
         state = state.clone(memory_format=torch.contiguous_format)
         if not keep:
-            _forward(state, fires, weights, depthwise, None)
+            _forward(state, fires, weights, depthwise, half, None)
             return state
         reuse_memory()
         n = state.shape[3]
-        pieces, again = _pieces(counts, _bytes(state[0]), 3 * n * state.element_size())
+        kind = torch.bfloat16 if half else torch.float32
+        pieces, again = _pieces(counts, _bytes(state[0]), 3 * n * kind.itemsize)
         starts = state.new_empty(again, *state.shape[1:])
-        kept = state.new_empty(sum(piece.firing for piece in pieces[again:]), 3 * n)
+        kept = state.new_empty(sum(piece.firing for piece in pieces[again:]), 3 * n, dtype=kind)
         at = 0
         for number, (items, steps, firing) in enumerate(pieces):
             if number < again:
                 starts[number] = state[items]
             seen = None if number < again else kept[at : (at := at + firing)]
-            _forward(state[items], fires[items, steps], weights, depthwise, seen)
-        ctx.depthwise, ctx.pieces = depthwise, pieces
+            _forward(state[items], fires[items, steps], weights, depthwise, half, seen)
+        ctx.depthwise, ctx.half, ctx.pieces = depthwise, half, pieces
         ctx.save_for_backward(state, fires, counts, starts, kept, *weights)
         return state
 
@@ -150,6 +173,7 @@ class _Steps(torch.autograd.Function):
         filters, _, w1, b1, w2 = weights
         state, d_state = last.clone(), d_last.clone(memory_format=torch.contiguous_format)
         gradients = [torch.zeros_like(array) for array in weights]
+        backward = engine.library().mednca_backward16 if ctx.half else engine.library().mednca_backward
         filters_t = filters if ctx.depthwise else filters.t().contiguous()
         transposed = (filters_t, w1, b1, w1.t().contiguous(), w2.t().contiguous())
         again = ctx.pieces[: len(starts)]
@@ -158,20 +182,19 @@ class _Steps(torch.autograd.Function):
         for number, (items, steps, firing) in reversed(list(enumerate(ctx.pieces))):
             if number < len(starts):
                 seen = memory[:firing]
-                _forward(
-                    starts[number : number + 1].clone(), fires[items, steps], weights, ctx.depthwise, seen
-                )
+                start = starts[number : number + 1].clone()
+                _forward(start, fires[items, steps], weights, ctx.depthwise, ctx.half, seen)
             else:
                 seen = kept[end - firing : end]
                 end -= firing
             shape = _shape(state[items], fires[items, steps], b1, ctx.depthwise)
-            status = engine.library().mednca_backward(
+            status = backward(
                 ctypes.byref(shape),
                 *_pointers(state[items], d_state[items], fires[items, steps], counts[items, steps], seen),
                 *_pointers(*transposed, *gradients),
             )
             _check(status)
-        return d_state, *gradients, None, None, None, None
+        return d_state, *gradients, None, None, None, None, None
 
 
 class _Piece(NamedTuple):
@@ -229,11 +252,17 @@ def _shape(state: Tensor, fires: Tensor, b1: Tensor, depthwise: bool) -> _Shape:
 
 
 def _forward(
-    state: Tensor, fires: Tensor, weights: Sequence[Tensor], depthwise: bool, seen: Tensor | None
+    state: Tensor,
+    fires: Tensor,
+    weights: Sequence[Tensor],
+    depthwise: bool,
+    half: bool,
+    seen: Tensor | None,
 ) -> None:
     """State, in place -> after the steps; writes perceptions (firing cells, 3n) unless `seen` is None."""
     shape = _shape(state, fires, weights[3], depthwise)
-    _check(engine.library().mednca_forward(ctypes.byref(shape), *_pointers(state, fires, *weights, seen)))
+    forward = engine.library().mednca_forward16 if half else engine.library().mednca_forward
+    _check(forward(ctypes.byref(shape), *_pointers(state, fires, *weights, seen)))
 
 
 def _bytes(tensor: Tensor) -> int:
