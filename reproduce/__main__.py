@@ -49,7 +49,7 @@ def listing(runs: Path, results: Path = RESULTS) -> str:
             f"  {experiment.name:<34} {state(experiment, runs, results):<32} {told:<28} {command(experiment)}"
         )
     lines.append(f"\nto be done: {total:.0f} core-minutes, and {unknown} experiments of unknown cost")
-    lines.append("the tables: table1, fig3, organs; --draw draws each from what is stored")
+    lines.append("the tables: table1, fig3, organs, reliability; --draw draws each from what is stored")
     return "\n".join(lines)
 
 
@@ -58,7 +58,7 @@ def state(experiment: Experiment, runs: Path, results: Path) -> str:
     result = read_result(result_path(experiment, results))
     states = [training.state() for training in trainings(experiment, runs)]
     stored = len(result["provenance"]["runs"]) if result else 0
-    finished = states.count("finished")
+    finished = states.count("finished") + states.count("failed")
     if stored == len(states):
         return "stored"
     told = [f"{stored}/{len(states)} stored"] if stored else []

@@ -75,7 +75,7 @@ def line(experiment: Experiment, result: Result | None, *, quick: bool) -> list[
         spread(statistic(result, "dice")),
         ", ".join(labels) if len(labels) > 1 else "one",
         spread(statistic(result, "hd95_mm")),
-        f"{result['parameters']:,}",
+        "not told" if result["parameters"] is None else f"{result['parameters']:,}",
         *done(result),
         *(where(result), code(experiment, quick=quick)),
     ]

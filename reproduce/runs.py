@@ -5,18 +5,23 @@
     RUNS/<experiment>/seed_0/fold_0/     a run folder of mednca, and beside its files
         provenance.json                  machine, versions, minutes
         extra.json                       scores that only some experiments have, per case
+        failed.json                      instead: why the training failed
     RUNS/quick/...                       the same of quick mode: few iterations, never mixed with the others
     reproduce/results/<table>/<experiment>.json     what `collect` makes of them
 
 nnU-Net has commands of its own; its masks of all folds, judged by `mednca evaluate`, are
 `RUNS/<experiment>/report.json`, and its minutes of a fold, device, machine and parameters `provenance.json`
-beside it."""
+beside it.
+
+A training that fails, because it gave up or its weights are not finite, is a result too: it is told, the
+others go on, and it is not tried again unless its folder is removed."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import logging
+import math
 import statistics
 import sys
 import time
@@ -25,7 +30,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mednca.errors import InputError
+import numpy as np
+import safetensors.numpy
+
+from mednca.errors import InputError, TrainingFailedError
 from mednca.files import atomic_write, read_json
 from mednca.report import MERGED, Report, summarise
 from reproduce import catalogue
@@ -33,6 +41,7 @@ from reproduce.catalogue import Experiment
 from reproduce.folds import Folds, load
 
 if TYPE_CHECKING:
+    from mednca.checkpoint import RunFolder
     from mednca.config import RunConfig
     from mednca.modelfile import ModelFile
     from mednca.recipes import Fingerprint
@@ -61,10 +70,18 @@ class Training:
     @property
     def finished(self) -> bool:
         """Whether its held-out cases are judged."""
-        return (self.path / "report.json").is_file()
+        return (self.path / "report.json").is_file() and self.failed is None
+
+    @property
+    def failed(self) -> str | None:
+        """Why it failed; None where it did not, or is not done."""
+        file = self.path / "failed.json"
+        return str(read_json(file)["reason"]) if file.is_file() else None
 
     def state(self) -> str:
-        """ "finished", "not started" or how far it is."""
+        """ "finished", "failed", "not started" or how far it is."""
+        if self.failed is not None:
+            return "failed"
         if self.finished:
             return "finished"
         if not (self.path / "config.json").is_file():
@@ -85,11 +102,13 @@ def trainings(
     """Experiment and folder of runs -> its trainings, seed by seed; quick mode has the first fold of the
     first seed only, and judges few cases. `name` is that of the data set as its `dataset.json` tells it."""
     parts = (folds or load(experiment.split)).parts(name)
+    chosen = {fold: parts[fold] for fold in experiment.folds or parts}
     root = runs / QUICK / experiment.name if quick else runs / experiment.name
     for seed in experiment.seeds[:1] if quick else experiment.seeds:
-        for fold, split in list(parts.items())[: 1 if quick else None]:
-            if quick:
-                split = split | {"validation": split["validation"][:QUICK_CASES]}
+        for fold, split in list(chosen.items())[: 1 if quick else None]:
+            if quick or experiment.cases is not None:
+                judged = QUICK_CASES if quick else experiment.cases
+                split = split | {"validation": split["validation"][:judged]}
             yield Training(experiment, seed, fold, root / f"seed_{seed}" / fold, split)
 
 
@@ -128,13 +147,15 @@ def run(
     quick: bool = False,
     device: str = "cpu",
     only: Sequence[str] = (),
+    seeds: Sequence[int] = (),
     folds: Folds | None = None,
     progress: bool = True,
 ) -> None:
     """Experiment, folder of the data sets and folder of runs -> its missing trainings, done one after the
     other.
 
-    A stopped one goes on. `only` names folds ("fold_0") to be trained; none trains all.
+    A stopped one goes on; one that fails is recorded as failed, and the next is trained. `only` names folds
+    ("fold_0") to be trained, `seeds` the seeds; none trains all.
 
     Raises:
         InputError: If recipe, data or an existing run folder cannot be used.
@@ -153,11 +174,19 @@ def run(
     wanted = [
         training
         for training in trainings(experiment, runs, quick=quick, folds=folds, name=cases.name)
-        if not only or training.fold in only
+        if (not only or training.fold in only) and (not seeds or training.seed in seeds)
     ]
     if not wanted:
-        raise InputError(f"--fold must be one of {', '.join(folds.held_out)}, got {', '.join(only)}")
-    if all(training.finished and (training.path / "extra.json").is_file() for training in wanted):
+        raise InputError(
+            f"--fold must be one of {', '.join(experiment.folds or folds.held_out)} and --seed one of "
+            f"{', '.join(map(str, experiment.seeds))}, got {', '.join([*only, *map(str, seeds)])}"
+        )
+    wanted = [
+        training
+        for training in wanted
+        if training.failed is None and not (training.finished and (training.path / "extra.json").is_file())
+    ]
+    if not wanted:
         return
     scans = load_scans(cases.cases)
     data = fingerprint(cases, scans)
@@ -168,12 +197,43 @@ def run(
         try:
             with one_thread():
                 finish(folder, cases, scans, device=device, engine="auto", progress=progress)
+        except TrainingFailedError as error:
+            fail(training, str(error))
+        except (InputError, ValueError):
+            if not_finite(folder) is None:
+                raise
         finally:
             if not was_finished:
                 note(training.path, (time.perf_counter() - started) / 60, device, machine())
+        if training.failed is None and (reason := not_finite(folder)) is not None:
+            fail(training, reason)
+        if training.failed is not None:
+            continue
         if not (training.path / "extra.json").is_file():
             found = extra(experiment, training, cases.root)
             atomic_write(training.path / "extra.json", json.dumps(found, indent=1) + "\n")
+
+
+def fail(training: Training, reason: str) -> None:
+    """Training and the reason for which it failed -> failed.json, and a line in the log."""
+    atomic_write(training.path / "failed.json", json.dumps({"reason": reason}, indent=1) + "\n")
+    _log.warning("%s: failed: %s", training.path, reason)
+
+
+def not_finite(folder: RunFolder) -> str | None:
+    """Run folder -> since when loss or gradient, or else the weights, are inf or nan; None where they are
+    not."""
+    lines = [line for line in _lines(folder.metrics) if line["kind"] == "train"]
+    good = [math.isfinite(line["loss"]) and math.isfinite(line["gradient_norm"]) for line in lines]
+    if lines and not good[-1]:
+        return (
+            f"loss or gradient not finite, first logged at iteration {lines[good.index(False)]['iteration']}"
+        )
+    if folder.model.is_file():
+        weights = safetensors.numpy.load_file(folder.model)
+        if not all(np.isfinite(values).all() for values in weights.values()):
+            return "weights not finite"
+    return None
 
 
 def note(path: Path, minutes: float, device: str, here: dict[str, Any]) -> None:
@@ -239,6 +299,10 @@ def collect(experiment: Experiment, runs: Path, *, quick: bool = False) -> dict[
     scores: dict[str, dict[str, Any]] = {}
     for training in trainings(experiment, runs, quick=quick, folds=folds):
         label = f"seed_{training.seed}/{training.fold}"
+        if training.failed is not None:
+            settings = _same_settings(settings, training)
+            told[label] = _how(training) | {"failed": training.failed}
+            continue
         if not training.finished:
             missing.append(f"{label}: {training.state()}")
             continue
@@ -260,12 +324,13 @@ def collect(experiment: Experiment, runs: Path, *, quick: bool = False) -> dict[
         settings = _same_settings(settings, training)
         told[label] = _how(training)
         done.append(training)
-    if not done:
+    if not told:
         return None
-    parameters = _parameters(done[0].path)
-    versions = (
-        report.provenance.get("versions") or next(iter(report.provenance["folds"].values()))["versions"]
-    )
+    versions = None  # where every training failed nothing was judged
+    if done:
+        versions = (
+            report.provenance.get("versions") or next(iter(report.provenance["folds"].values()))["versions"]
+        )
     result = {
         "format": FORMAT,
         "version": VERSION,
@@ -273,7 +338,8 @@ def collect(experiment: Experiment, runs: Path, *, quick: bool = False) -> dict[
         "experiment": asdict(experiment),
         "data": folds.split.data,
         "protocol": folds.split.protocol,
-        "parameters": parameters,
+        "held_out_folds": len(folds.held_out),
+        "parameters": _parameters(done[0].path) if done else None,
         "missing": missing,
         "provenance": {
             "command": command(experiment, quick=quick),
@@ -287,7 +353,7 @@ def collect(experiment: Experiment, runs: Path, *, quick: bool = False) -> dict[
     averaged = mean_report(cases)
     result["summary"] = {
         region: {metric: _rounded(row) for metric, row in rows.items()}
-        for region, rows in summarise(averaged.cases, averaged.groups).items()
+        for region, rows in (summarise(averaged.cases, averaged.groups) if cases else {}).items()
     }
     result["seeds"] = {
         str(seed): {
@@ -405,7 +471,8 @@ def cost(experiment: Experiment, runs: Path, results: Path = RESULTS) -> float |
     stored = set(result["provenance"]["runs"]) if result else set()
     left, per_run = 0.0, _minutes_per_run(experiment, runs, result)
     for training in trainings(experiment, runs):
-        if training.finished or f"seed_{training.seed}/{training.fold}" in stored:
+        there = training.finished or training.failed is not None
+        if there or f"seed_{training.seed}/{training.fold}" in stored:
             continue
         started = (training.path / "config.json").is_file()
         done, of = training.progress() if started else (0, 1)
@@ -426,7 +493,6 @@ def _how(training: Training) -> dict[str, Any]:
     """Finished training -> where, how long, and what its watch had to do."""
     file, log = training.path / "provenance.json", training.path / "metrics.jsonl"
     told = read_json(file) if file.is_file() else {}
-    lines = [json.loads(line) for line in log.read_text("utf-8").splitlines()] if log.is_file() else []
     minutes = told.get("minutes")
     if minutes is None and (training.path / "config.json").is_file():  # trained by `mednca train`
         ends = [(training.path / name).stat().st_mtime for name in ("config.json", "report.json")]
@@ -435,8 +501,13 @@ def _how(training: Training) -> dict[str, Any]:
         "minutes": minutes,
         "device": told.get("device", "cpu"),
         "machine": told.get("machine"),
-        "events": [line for line in lines if line["kind"] == "event"],
+        "events": [line for line in _lines(log) if line["kind"] == "event"],
     }
+
+
+def _lines(log: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl, there or not -> its lines."""
+    return [json.loads(line) for line in log.read_text("utf-8").splitlines()] if log.is_file() else []
 
 
 def _same_settings(settings: dict[str, Any] | None, training: Training) -> dict[str, Any] | None:
@@ -501,6 +572,7 @@ def command_line(
     parser.add_argument("--results", type=Path, help="where results go (default: the tree's)")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="experiments, or beginnings")
     parser.add_argument("--fold", nargs="+", default=[], metavar="FOLD", help="train these folds only")
+    parser.add_argument("--seed", nargs="+", default=[], type=int, metavar="N", help="train these seeds only")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--quick", action="store_true", help="a few iterations, kept apart under RUNS/quick")
     parser.add_argument("--collect", action="store_true", help="train nothing, gather what there is")
@@ -520,6 +592,7 @@ def command_line(
                         quick=asked.quick,
                         device=asked.device,
                         only=asked.fold,
+                        seeds=asked.seed,
                     )
                 result = collect(experiment, asked.runs, quick=asked.quick)
                 if result is not None:

@@ -55,12 +55,18 @@ def why_not(experiment: Experiment) -> str:
 
 
 def done(result: Result) -> tuple[str, str]:
-    """Result -> its seeds, and its folds, those that are missing said."""
-    runs = [name.split("/") for name in result["provenance"]["runs"]]
-    seeds, folds = {seed for seed, _ in runs}, {fold for _, fold in runs}
-    missing = len(result["missing"])
-    told = f"{len(folds)}, {result['protocol']}"
-    return str(len(seeds)), told + (f" ({missing} trainings missing)" if missing else "")
+    """Result -> its seeds, and its folds, those that are missing said, and what was left out on purpose."""
+    runs = result["provenance"]["runs"]
+    names = [name.split("/") for name, row in runs.items() if "failed" not in row]
+    seeds, folds = {seed for seed, _ in names}, {fold for _, fold in names}
+    of = result.get("held_out_folds", len(folds))
+    told = f"{len(folds)}, " if len(folds) == of else f"{len(folds)} of {of}, "
+    told += result["protocol"]
+    cases = result.get("experiment", {}).get("cases")
+    told += f", the first {cases} cases of each at most" if cases else ""
+    for count, what in ((len(result["missing"]), "missing"), (len(runs) - len(names), "failed")):
+        told += f" ({count} trainings {what})" if count else ""
+    return str(len(seeds)), told
 
 
 def where(result: Result) -> str:

@@ -10,12 +10,14 @@ learnt::
     {"base": {"hypothesis": "...", "expected": "...", "against": null, "verdict": "..."}}
 
 `against` names the trial that it is compared with: paired on the cases of both, interval over persons. The
+table has the trials in the order of that file, then the others. Trials may be taken in again and again. The
 figures rank ideas on one fold and one seed; they are no results."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -36,6 +38,17 @@ DATA = "Task04_Hippocampus"
 #: What a trial must have to be taken in.
 NEEDED = ("name", "options", "curve", "cpu_minutes", "parameters", "cases")
 TOLD = ("hypothesis", "expected", "against", "verdict")
+#: What a trial changes where its options name no recipe. It was called `native` when the trials were made.
+RECIPE = "own_grid"
+#: Options of trials that are no settings of a configuration.
+OPTIONS = {
+    "axes": "one rule for slices along these axes; the probabilities are averaged",
+    "sep": "a class for each label",
+    "union": "weight of a Dice loss of all labels together",
+    "steprange": "least and largest factor on all steps, drawn in each iteration",
+    "stepfrom": "share of the training before which the steps are not varied",
+    "muon": "momentum made orthogonal instead of Adam for matrices, with so many times the learning rate",
+}
 
 
 def take_in(raw: Any, where: str) -> dict[str, Any]:
@@ -65,7 +78,7 @@ def take_in(raw: Any, where: str) -> dict[str, Any]:
         "data": data,
         "split": split if split != "by person" else f"fold {fold} of 5, by person",
         "seed": seed,
-        "recipe": options.pop("recipe", "native"),
+        "recipe": options.pop("recipe", RECIPE),
         "config": config,
         "other": options,
         "canvas": raw.get("canvas"),
@@ -128,11 +141,20 @@ def page(folder: Path) -> str:
             raise InputError(
                 f"{side}: {name}, or what it is against, is no stored trial; known: {', '.join(trials)}"
             )
-    head = ("trial", "hypothesis", "expected", "settings", "split, seed", "parameters", "Dice")
+    head = (
+        "trial",
+        "hypothesis",
+        "expected",
+        "settings",
+        "split, seed",
+        "parameters",
+        "Dice, mean",
+        "median",
+    )
     head += ("against, paired difference", "core-minutes", "verdict")
     rows = []
-    for name, trial in trials.items():
-        entry = told.get(name, {})
+    for name in dict.fromkeys([*told, *trials]):
+        trial, entry = trials[name], told.get(name, {})
         against = entry.get("against")
         rows.append(
             [
@@ -146,6 +168,7 @@ def page(folder: Path) -> str:
                     f"{way} " + ", ".join(f"{value:.4f}" for value in values)
                     for way, values in trial["summary"].items()
                 ),
+                f"{statistics.median(_merged(trial).values()):.4f}",
                 difference(trial, trials[against]) if against else "-",
                 f"{trial['cpu_minutes']:.0f}",
                 entry.get("verdict") or "open",
@@ -155,7 +178,15 @@ def page(folder: Path) -> str:
     return (
         "# Trials of recipes\n\nWritten by `python reproduce/trials.py` from the files here, which hold "
         "curve and cases. Short trainings, one fold, one seed: they rank ideas, they are no results. Dice: "
-        "hard, native grid, mean of the held-out cases; the first number is the merged foreground.\n\n"
+        "hard, native grid, of the held-out cases; the first number is the merged foreground, those that "
+        "follow are the labels. `avg`: the prediction; `ax0` to `ax2`: slices along that axis alone. The "
+        "median over the cases stands beside the mean, and that of the differences too: two cases of one "
+        "person, hippocampus_221 and hippocampus_222 of fold 0, are so much worse than the others that they "
+        "decide many a mean.\n\n"
+        f"Settings are changes of the recipe that is named; `{RECIPE}` is `mednca.recipes.{RECIPE}`. Not "
+        "settings of a configuration are "
+        + "; ".join(f"`{name}`: {what}" for name, what in OPTIONS.items())
+        + ".\n\n"
         + markdown(head, rows)
         + "\n"
     )
@@ -175,17 +206,22 @@ def difference(trial: dict[str, Any], other: dict[str, Any]) -> str:
     except InputError:
         return f"{other['name']}: judged on other cases"
     low, high = row["ci95"]
-    return f"{other['name']}: {row['mean']:+.4f} ({low:+.4f} to {high:+.4f})"
+    return f"{other['name']}: {row['mean']:+.4f} ({low:+.4f} to {high:+.4f}), median {row['median']:+.4f}"
 
 
 def _report(trial: dict[str, Any]) -> Report:
     """Trial -> its Dice of the merged foreground, by the first way of prediction, with persons as groups."""
-    scores = {name: {MERGED: {"dice": next(iter(row.values()))[0]}} for name, row in trial["cases"].items()}
+    scores = {name: {MERGED: {"dice": value}} for name, value in _merged(trial).items()}
     persons = {}
     for split in folds.SPLITS:
         if split.data == trial["data"]:
             persons |= folds.load(split.name).persons
     return Report(scores, {}, {}, {name: persons.get(name, name) for name in scores}, {})
+
+
+def _merged(trial: dict[str, Any]) -> dict[str, float]:
+    """Trial -> case -> Dice of the merged foreground, by the first way of prediction."""
+    return {name: next(iter(row.values()))[0] for name, row in trial["cases"].items()}
 
 
 def _items(values: Any) -> list[tuple[str, Any]]:

@@ -108,8 +108,10 @@ def test_a_mirrored_body_gives_the_slices_of_mirrored_batches() -> None:
             with_context(np.moveaxis(scan, axis, 0)[:, None], np.arange(16), 1) for scan in (body, body[::-1])
         ]
         image = np.ascontiguousarray(np.moveaxis(body, axis, 0)[:, None])
-        case = TrainingCase("body", image, np.zeros((16, 16, 16), np.uint8), axis)
-        batch = sample_batch([case], run, (16, 16), np.random.default_rng(1)).image.numpy()
+        case = TrainingCase("body", image, (image[:, 0] > 0.5).astype(np.uint8), axis)
+        drawn = sample_batch([case], run, (16, 16), np.random.default_rng(1))
+        batch = drawn.image.numpy()
+        assert np.abs(drawn.target.numpy()[:, 0] - (batch[:, 1] > 0.5)).max() < 1e-3  # the label moves along
         plain, mirrored = (
             [bool((np.abs(item - of_scan).max(axis=(1, 2, 3)) < 1e-6).any()) for item in batch]
             for of_scan in found

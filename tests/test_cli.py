@@ -198,3 +198,24 @@ def test_a_missing_extra_is_named_and_a_bug_is_not_hidden(capsys: pytest.Capture
     assert "torch is needed and not installed; pip install 'mednca[train]'" in capsys.readouterr().err
     with pytest.raises(ModuleNotFoundError):
         guarded(lambda: needs("mednca.misspelt"))
+
+
+@pytest.mark.parametrize("words", [["data"], ["data", "--help"], ["data", "-h"]])
+def test_a_group_of_commands_lists_them(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    told, _ = run(capsys, *words)
+    assert all(name in told for name in ("data get", "data join", "data export-nnunet"))
+    assert "predict" not in told
+
+
+def test_a_command_that_its_group_lacks_is_refused_with_those_that_it_has(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _, error = run(capsys, "data", "fetch", status=2)
+    assert "no command 'data fetch'; choose one of data get, data join" in error
+
+
+def test_an_unknown_recipe_is_refused_before_the_data_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, error = run(capsys, "train", "nowhere", "-o", str(tmp_path / "run"), "--recipe", "best", status=2)
+    assert "recipe 'best' is not known" in error

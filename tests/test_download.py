@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import socket
@@ -21,6 +22,7 @@ from mednca.errors import InputError
 from tests.small import voxels, write_nifti
 
 pytest.importorskip("pooch", reason="needs mednca[data]")
+requests = pytest.importorskip("requests", reason="needs mednca[data]")
 NAME = "Task04_Hippocampus"
 
 
@@ -127,6 +129,18 @@ def test_a_cut_connection_is_taken_up_where_it_was(server: Server) -> None:
     fetch(server)
     assert server.asked == [None, "bytes=1000-", "bytes=1500-"]
     assert left() == [NAME]
+
+
+@pytest.mark.parametrize("status", [0, 503])
+def test_no_connection_is_left_open(status: int, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = []
+    ask = requests.get
+    monkeypatch.setattr(requests, "get", lambda *a, **k: answers.append(ask(*a, **k)) or answers[-1])
+    server.cut_after, server.status = [1000, 500], status
+    with pytest.raises(InputError) if status else contextlib.nullcontext():
+        fetch(server)
+    assert len(answers) == (1 if status else 3)
+    assert all(answer.raw.closed for answer in answers)
 
 
 def test_a_stopped_download_goes_on_with_the_next_call(

@@ -373,9 +373,15 @@ def test_a_run_stores_the_plan_behind_it(tmp_path: Path) -> None:
     assert math.isclose(stored["data"]["share"], data.share or 0)
 
 
+def test_windows_that_show_little_of_the_slice_bring_a_loss_on_every_level() -> None:
+    small, large = plan(CROPS).config.train, plan(PROSTATE).config.train
+    assert (small.coarse_weight, small.foreground) == (0.0, 0.7)
+    assert (large.coarse_weight, large.foreground) == (0.5, 0.5)
+
+
 def test_small_sets_are_trained_less_long_and_none_longer_than_the_budget() -> None:
     def iterations(slices: int) -> int:
         return plan(replace(ULTRASOUND, slices=slices)).config.train.iterations
 
-    assert iterations(30) == 2000 and iterations(100_000) == 5000
-    assert iterations(200) == 200 * 120 / plan(ULTRASOUND).config.train.batch_size
+    assert iterations(30) == 2000 and iterations(100_000) == 10_000
+    assert iterations(400) == 400 * 60 / plan(ULTRASOUND).config.train.batch_size

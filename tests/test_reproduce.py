@@ -520,6 +520,7 @@ def raw_trial(name: str, gain: float = 0.0, **options: Any) -> dict[str, Any]:
     """Name and gain -> a trial as it comes."""
     ids = list(folds.load("hippocampus_by_person").held_out["fold_0"])
     cases = {case: {"avg": [0.8 + 0.001 * at + gain]} for at, case in enumerate(ids)}
+    cases[ids[0]]["avg"][0] -= 0.42  # the mean is not the median
     return {
         "name": name,
         "options": options,
@@ -560,7 +561,10 @@ def test_trials_are_taken_in_and_told_with_their_hypotheses(tmp_path: Path) -> N
     )
     line = next(line for line in (log / "README.md").read_text().splitlines() if line.startswith("| [ema]"))
     assert "shorter mean \\| fits" in line and "`train.ema=0.9`" in line and "`union=1.0`" in line
-    assert "base: +0.0100 (+0.0100 to +0.0100)" in line and line.endswith("| kept |")
+    assert "base: +0.0100 (+0.0100 to +0.0100), median +0.0100 |" in line and line.endswith("| kept |")
+    assert "| avg 0.8205 | 0.8305 |" in line and "| `own_grid` `train.ema=0.9`" in line
+    lines = (log / "README.md").read_text().splitlines()
+    assert [at.split("]")[0] for at in lines if at.startswith("| [")] == ["| [ema", "| [base"]
     base = next(line for line in (log / "README.md").read_text().splitlines() if line.startswith("| [base]"))
     assert "not stated" in base and base.endswith("| open |")
 

@@ -91,7 +91,13 @@ def run(words: Sequence[str]) -> int:
     if name == "--version":
         print(f"mednca {__version__}")
         return 0
+    group = [kind for kind in COMMANDS if kind.split()[0] == name and kind != name]
+    if group and (words[1:] == [] or words[1] in ("-h", "--help")):
+        print(overview(name))
+        return 0
     if name not in COMMANDS:
+        if group:
+            raise InputError(f"there is no command '{name} {words[1]}'; choose one of {', '.join(group)}")
         got = f"there is no command {name!r}" if name else "a command is missing"
         raise InputError(f"{got}; choose one of {', '.join(COMMANDS)}, or see mednca --help")
     # tyro reads the descriptions of the options off the class, but drops the examples of its docstring.
@@ -107,13 +113,15 @@ def run(words: Sequence[str]) -> int:
     return status
 
 
-def overview() -> str:
-    """The text of `mednca --help`: a line for each command."""
-    lines = ["usage: mednca COMMAND ...", "", ABOUT, "", "Commands:"]
-    for name, kind in COMMANDS.items():
+def overview(group: str = "") -> str:
+    """The text of `mednca --help`, or of `mednca GROUP --help`: a line for each command (of the group)."""
+    lines = [f"usage: mednca {group + ' ' if group else ''}COMMAND ...", "", ABOUT, "", "Commands:"]
+    chosen = {name: kind for name, kind in COMMANDS.items() if not group or name.split()[0] == group}
+    for name, kind in chosen.items():
         first = " ".join(inspect.cleandoc(kind.__doc__ or "").split("\n\n")[0].split())
         indent = " " * 21
         lines.append(textwrap.fill(first, 96, initial_indent=f"  {name:19}", subsequent_indent=indent))
-    lines += ["", "Example:", "  mednca predict hippocampus scan.nii.gz -o mask.nii.gz", ""]
-    lines.append("'mednca COMMAND --help' tells its options; 'mednca --version' the version.")
+    if not group:
+        lines += ["", "Example:", "  mednca predict hippocampus scan.nii.gz -o mask.nii.gz"]
+    lines += ["", "'mednca COMMAND --help' tells its options; 'mednca --version' the version."]
     return "\n".join(lines)

@@ -127,8 +127,17 @@ def fetch(url: str, part: Path, name: str, *, progress: bool = True) -> None:
         with part.open("ab") as file:
             before = part.stat().st_size
 
-            def check(response: Any, file: BinaryIO = file, start: int = before, **_: Any) -> None:
+            answers: list[Any] = []
+
+            def check(
+                response: Any,
+                file: BinaryIO = file,
+                start: int = before,
+                answers: list[Any] = answers,
+                **_: Any,
+            ) -> None:
                 """Drop what is there where the server sends the whole file, or says that it is too much."""
+                answers.append(response)
                 if start and response.status_code in (200, 416):
                     file.truncate(0)
 
@@ -168,6 +177,8 @@ def fetch(url: str, part: Path, name: str, *, progress: bool = True) -> None:
                 time.sleep(idle * PAUSE)
             finally:
                 bar.close()
+                for answer in answers:  # pooch leaves one open that was not read to its end
+                    answer.close()
 
 
 def unpack(archive: Path, out: Path, name: str) -> None:

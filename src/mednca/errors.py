@@ -9,3 +9,7 @@ class InputError(Exception):
     The message is one line that names the thing, says what was expected and what came instead, and what to
     do. The command line prints it without a traceback and exits with status 2.
     """
+
+
+class TrainingFailedError(InputError):
+    """A training gave up: its starts stayed stuck, or it diverged, again and again."""

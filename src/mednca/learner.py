@@ -15,7 +15,7 @@ from mednca.augment import Batch
 from mednca.baselines import build
 from mednca.checkpoint import TrainState
 from mednca.config import RunConfig, TrainConfig
-from mednca.errors import InputError
+from mednca.errors import InputError, TrainingFailedError
 from mednca.losses import cross_entropy, dice_loss, whole_dice_loss
 from mednca.modelfile import ModelFile
 from mednca.nca import Run, downscale
@@ -105,7 +105,7 @@ class Learner:
         state, settings = self.state, self.config.train
         state.attempt += 1
         if state.attempt > ATTEMPTS:
-            raise InputError(
+            raise TrainingFailedError(
                 f"training failed {state.attempt} times (last: {verdict}); lower --learning-rate, "
                 "check the data with 'mednca doctor'"
             )

@@ -46,8 +46,14 @@ LEAST_HIDDEN = 32
 #: Channels that neither show the image nor answer, at the least.
 LEAST_FREE = 8
 LEAST_BATCH = 8
+#: Where the window of training has less than this share of the canvas, what lies far off is learnt on the
+#: coarse levels: with a loss of their own, of this weight...
+PART = 0.25
+COARSE_WEIGHT = 0.5
+#: ... and with fewer slices and windows drawn around the foreground than elsewhere.
+FOREGROUND = 0.5
 #: Small sets are trained until each slice was seen so often, and no longer than that, but at least...
-VIEWS = 120
+VIEWS = 60
 #: ... so many iterations.
 LEAST_ITERATIONS = 2000
 
@@ -97,7 +103,7 @@ class Budget:
 BUDGETS = {
     "pi": Budget(20_000, True, "depthwise", 16, 64, 96, 12, 256, 32, 8e-3, 6000, 1, work=100_000),
     "laptop": Budget(45_000, False, "depthwise", 32, 64, 128, 16, 512, 40, 8e-3, 4000, 1),
-    "best": Budget(70_016, True, "dense", 16, 128, 192, 24, 1024, 32, 5e-3, 5000, 3, 0.5, (0.5, 2.0)),
+    "best": Budget(70_016, True, "dense", 16, 128, 192, 24, 1024, 32, 4e-3, 10_000, 3, 0.5, (0.4, 2.0)),
 }
 
 
@@ -157,6 +163,7 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
     preprocess = replace(grid.preprocess, modalities=data.modalities, context=context)
     sides = tuple(min(side, max(span, limits.patch)) for side in grid.room)
     canvas = padded_size((sides[0], sides[1]), model.multiple, model.smallest)
+    partly = limits.patch**2 < PART * canvas[0] * canvas[1]
     config = RunConfig(
         recipe_name(budget),
         model=model,
@@ -168,9 +175,10 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
             canvas=canvas,
             patch=limits.patch,
             learning_rate=limits.learning_rate,
-            coarse_weight=0.0,
+            coarse_weight=COARSE_WEIGHT if partly else 0.0,
+            foreground=FOREGROUND if partly else TrainConfig.foreground,
             step_range=limits.step_range,
-            step_range_from=0.4 if limits.step_range != (1.0, 1.0) else 0.0,
+            step_range_from=0.5 if limits.step_range != (1.0, 1.0) else 0.0,
         ),
         predict=PredictConfig(ensemble=limits.ensemble),
     )
@@ -210,7 +218,8 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
             "training",
             f"{config.train.iterations} iterations",
             f"each slice about {seen(config, data, len(axes))} times; learning rate to "
-            f"{limits.learning_rate:g} and down to 0, no loss on the coarse levels",
+            f"{limits.learning_rate:g} and down to 0"
+            + (", a loss on every level: the windows show a small part" if partly else ""),
         ),
         Choice(
             "ensemble",

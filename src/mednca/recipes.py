@@ -11,7 +11,7 @@ from mednca.config import AugmentConfig, BaselineConfig, PredictConfig, RunConfi
 from mednca.errors import InputError
 from mednca.fingerprint import Fingerprint as Fingerprint
 from mednca.fingerprint import slice_axis
-from mednca.plan import plan
+from mednca.plan import BUDGETS, plan
 from mednca.rule import MedNCAConfig
 from mednca.slices import PreprocessConfig, plane_axes
 
@@ -207,14 +207,21 @@ def recipe(name: str, data: Fingerprint, budget: str | None = None) -> RunConfig
         InputError: If there is no such recipe or budget, the recipe takes no budget, or it does not fit the
             data.
     """
-    if name not in RECIPES:
-        raise InputError(f"recipe {name!r} is not known; choose one of {', '.join(RECIPES)}")
-    if budget is not None and name != "native":
-        raise InputError(f"budget {budget!r} is for the recipe 'native', got {name!r}; leave one out")
+    check_recipe(name, budget)
     try:
         return RECIPES[name](data) if budget is None else plan(data, budget).config
     except ValueError as error:
         raise InputError(f"recipe {name!r} does not fit {data.modalities} channel(s): {error}") from error
+
+
+def check_recipe(name: str, budget: str | None) -> None:
+    """Raise InputError for a recipe or a budget that is not there, or that do not go together."""
+    if name not in RECIPES:
+        raise InputError(f"recipe {name!r} is not known; choose one of {', '.join(RECIPES)}")
+    if budget is not None and name != "native":
+        raise InputError(f"budget {budget!r} is for the recipe 'native', got {name!r}; leave one out")
+    if budget is not None and budget not in BUDGETS:
+        raise InputError(f"budget {budget!r} is not known; choose one of {', '.join(BUDGETS)}")
 
 
 def with_classes(config: RunConfig, labels: dict[int, str]) -> RunConfig:

@@ -82,8 +82,10 @@ class Train:
     def run(self) -> int:
         """Train, and print the table of the held-out cases."""
         from mednca.cases import find_labelled_cases
+        from mednca.recipes import check_recipe
         from mednca.train import check_engine, train
 
+        check_recipe(self.recipe, self.budget)
         check_engine(self.device, self.engine)  # refuse before the data are read and a run folder is made
         cases = find_labelled_cases(self.data, self.group)
         report = train(
