@@ -67,6 +67,15 @@ def test_the_speed_of_training_is_that_of_the_benchmark() -> None:
     assert best_torch >= 1.5 * patches["cpu_s"]["median"]  # what the backward pass in C is kept for
 
 
+def test_the_speed_of_bfloat16_is_that_of_the_benchmark() -> None:
+    page = (ROOT / "docs/explanation/engines.md").read_text(encoding="utf-8")
+    cases = result("benchmarks/results/precision.json")["cases"].values()
+    for case in cases:
+        row = f"| {case['float32']['median_s']:.3f} | {case['bfloat16']['median_s']:.3f} | "
+        assert f"{row}{case['times_float32']:.2f} times" in page
+    assert min(case["times_float32"] for case in cases) >= 1.5
+
+
 def test_int16_costs_what_was_measured() -> None:
     summary = result("reproduce/results/int16.json")["summary"]
     assert summary["cases"] == 208

@@ -64,7 +64,8 @@ static void interleave16(int64_t count, int64_t width, const half16 *from, pair1
 
 /* Where the rows of a product go. */
 typedef struct {
-    /* float: added to. Row i, column j at to[i * row + j], or, with places, at to[places[i * taps + j / width] * width + j % width]. */
+    /* float: added to. Row i, column j at to[i * row + j], or, with places, at
+     * to[places[i * taps + j / width] * width + j % width]. */
     float *to;
     int64_t row, taps, width;
     const int32_t *places;
@@ -129,40 +130,37 @@ static INLINE void tile16bf(const int kind, const int columns, int64_t pairs, co
                 }
         return;
     }
-    const __m512i order = _mm512_or_si512(_mm512_set1_epi32(16 << 16), /* 0 16 1 17 2 18 .. */
-                                          _mm512_mullo_epi32(_mm512_set1_epi32(0x10001), _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9,
-                                                                                             8, 7, 6, 5, 4, 3, 2, 1, 0)));
     const __m512 zero = _mm512_setzero_ps();
     UNROLL for (int c = 0; c < columns; c++) {
         const int64_t column = j + c * 16;
         __m512 total = zero;
         UNROLL for (int row = 0; row < ROWS16; row += 2) {
             __m512 one = sum[0][row][c], next = sum[0][row + 1][c];
+            if (row >= valid)
+                break;
             if (o->rectify) { /* lets NaN through */
                 one = _mm512_max_ps(zero, one);
                 next = _mm512_max_ps(zero, next);
             }
-            if (o->mask && row < valid) {
+            if (o->mask) {
                 const __m512i mask = _mm512_loadu_si512(o->mask + (i + row) / 2 * o->pairs_row + column);
                 const __m512 first = _mm512_castsi512_ps(_mm512_slli_epi32(mask, 16));
                 const __m512 second = _mm512_castsi512_ps(_mm512_and_si512(mask, _mm512_set1_epi32(-65536)));
                 one = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(first, zero, _CMP_NLE_UQ), one);
                 next = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(second, zero, _CMP_NLE_UQ), next);
             }
-            if (row >= valid)
-                break;
             if (row + 1 >= valid)
                 next = zero;
             total = _mm512_add_ps(total, _mm512_add_ps(one, next));
-            const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(next, one);
+            const __m256i one16 = (__m256i)_mm512_cvtneps_pbh(one), next16 = (__m256i)_mm512_cvtneps_pbh(next);
             if (o->rows) {
                 half16 *to = o->rows + (i + row) * o->rows_row + column;
-                _mm256_storeu_si256((__m256i *)to, _mm512_castsi512_si256(both));
+                _mm256_storeu_si256((__m256i *)to, one16);
                 if (row + 1 < valid)
-                    _mm256_storeu_si256((__m256i *)(to + o->rows_row), _mm512_extracti64x4_epi64(both, 1));
+                    _mm256_storeu_si256((__m256i *)(to + o->rows_row), next16);
             }
             if (o->pairs)
-                _mm512_storeu_si512(o->pairs + (i + row) / 2 * o->pairs_row + column, _mm512_permutexvar_epi16(order, both));
+                _mm512_storeu_si512(o->pairs + (i + row) / 2 * o->pairs_row + column, pairs16(one16, next16));
         }
         if (o->total)
             _mm512_storeu_ps(o->total + column, _mm512_add_ps(_mm512_loadu_ps(o->total + column), total));
@@ -192,14 +190,15 @@ static INLINE void product16(const int kind, int64_t height, int64_t width, int6
 }
 
 /* Rows of halves (count, depth) x B (depth x width), which has b_row pairs in a row, -> halves. */
-static void to_halves16(int64_t count, int64_t width, int64_t depth, const half16 *a, const pair16 *b, int64_t b_row, const Out16 *o)
+static void to_halves16(int64_t count, int64_t width, int64_t depth, const half16 *a, const pair16 *b, int64_t b_row,
+                        const Out16 *o)
 {
     product16(HALVES, count, width, depth / 2, (const pair16 *)a, depth / 2, 1, b, b_row, o);
 }
 
 /* The same, added to the states at places (count, taps), `width` numbers each. */
-static void to_places16(int64_t count, int64_t width, int64_t depth, const half16 *a, const pair16 *b, int64_t b_row, float *states,
-                        const int32_t *places, int64_t taps)
+static void to_places16(int64_t count, int64_t width, int64_t depth, const half16 *a, const pair16 *b, int64_t b_row,
+                        float *states, const int32_t *places, int64_t taps)
 {
     const Out16 o = {.to = states, .places = places, .taps = taps, .width = width};
     product16(PLACES, count, taps * width, depth / 2, (const pair16 *)a, depth / 2, 1, b, b_row, &o);
@@ -308,7 +307,7 @@ static int forward16(const mednca_shape *s, float *state, const uint8_t *fires, 
 {
     const int64_t n = s->channels, h = s->hidden, grid = s->height * s->width, taps = s->depthwise ? 0 : 9;
     void *memory;
-    float *scratch = reserve((taps * n * 2 * n + 3 * n * h + h * n) / 2 + (grid * n + BLOCK * (taps * n + 3 * n + h)) / 2 + grid + 1 +
+    float *scratch = reserve(taps * n * n + 2 * n * h + (grid * n + BLOCK * (taps * n + 3 * n + h)) / 2 + grid + 1 +
                                  BLOCK * 9 + 256, &memory);
     if (!scratch)
         return 1;
@@ -335,7 +334,8 @@ static int forward16(const mednca_shape *s, float *state, const uint8_t *fires, 
                     perceive16(n, now, near, count, filters, views, q);
                 else {
                     gather16(n, now, near, count, around);
-                    to_halves16(count, 2 * n, 9 * n, around, filters16, 2 * n, &(Out16){.start = views, .rows = q + n, .rows_row = 3 * n});
+                    to_halves16(count, 2 * n, 9 * n, around, filters16, 2 * n,
+                                &(Out16){.start = views, .rows = q + n, .rows_row = 3 * n});
                 }
                 to_halves16(count, h, 3 * n, q, w1_16, h, &(Out16){.start = b1, .rectify = 1, .rows = hidden, .rows_row = h});
                 to_places16(count, n, h, hidden, w2_16, n, state, cells + at, 1); /* the rule sees only `now` */
@@ -393,13 +393,15 @@ static int backward16(const mednca_shape *s, float *state, float *d_state, const
                 to_halves16(count, h, 3 * n, q, w1_16, h, &(Out16){.start = b1, .rectify = 1, .pairs = hidden, .pairs_row = h});
                 interleave16(count, n, d_out, d_out_pairs);
                 over_cells16(count, h, n, hidden, d_out_pairs, d_w2);
-                to_halves16(count, h, n, d_out, w2_t16, h, &(Out16){.mask = hidden, .rows = d_hidden, .rows_row = h,
-                                                                   .pairs = d_hidden_pairs, .pairs_row = h, .total = d_b1});
+                to_halves16(count, h, n, d_out, w2_t16, h,
+                            &(Out16){.mask = hidden, .rows = d_hidden, .rows_row = h, .pairs = d_hidden_pairs, .pairs_row = h,
+                                     .total = d_b1});
                 interleave16(count, 3 * n, q, seen);
                 over_cells16(count, 3 * n, h, seen, d_hidden_pairs, d_w1);
                 to_places16(count, n, h, d_hidden, w1_t16, 3 * n, d_now, cells + at, 1);
-                to_halves16(count, 2 * n, h, d_hidden, w1_t16 + n, 3 * n, &(Out16){.rows = d_seen, .rows_row = 2 * n,
-                                                                                  .pairs = d_seen_pairs, .pairs_row = 2 * n, .total = d_views});
+                to_halves16(count, 2 * n, h, d_hidden, w1_t16 + n, 3 * n,
+                            &(Out16){.rows = d_seen, .rows_row = 2 * n, .pairs = d_seen_pairs, .pairs_row = 2 * n,
+                                     .total = d_views});
                 neighbours16(s, cells + at, count, near);
                 if (s->depthwise)
                     unperceive16(n, now, near, count, filters_t, d_seen, d_filters, d_now);
