@@ -4,6 +4,8 @@ report and back from any stop."""
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -298,3 +300,10 @@ def test_a_run_is_not_resumed_as_another_network(tmp_path: Path) -> None:
 def test_the_canvas_has_a_size_that_the_network_takes() -> None:
     deep = config(replace(UNET, depth=5))
     assert canvas_size([slices(0)], deep) == (32, 32)
+
+
+def test_the_filters_of_seg_nca_are_numbers_wherever_it_is_first_imported() -> None:
+    code = "import torch\nwith torch.device('meta'):\n    from mednca.baselines.seg_nca import SOBEL\n"
+    code += "print(SOBEL.device)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "cpu"

@@ -24,7 +24,8 @@ from mednca.config import RunConfig
 from mednca.nca import Backbone, MedNCA
 
 #: Gradient along the columns of a 3 x 3 neighbourhood; transposed, along the rows.
-SOBEL = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
+# On the CPU whatever device is the default where this module is first imported ("meta", for a stored model).
+SOBEL = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]], device="cpu") / 8
 
 
 def build(config: RunConfig) -> MedNCA:
