@@ -242,7 +242,7 @@ def note(path: Path, minutes: float, device: str, here: dict[str, Any]) -> None:
     file = path / "provenance.json"
     before = read_json(file) if file.is_file() else {"minutes": 0.0, "sessions": 0}
     told = {
-        "minutes": round(before["minutes"] + minutes, 2),
+        "minutes": round(before["minutes"] + minutes, 4),
         "sessions": before["sessions"] + 1,
         "device": device_name(device),
         "machine": here,

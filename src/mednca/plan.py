@@ -177,6 +177,7 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
             learning_rate=limits.learning_rate,
             coarse_weight=COARSE_WEIGHT if partly else 0.0,
             foreground=FOREGROUND if partly else TrainConfig.foreground,
+            precision="bfloat16",
             step_range=limits.step_range,
             step_range_from=0.5 if limits.step_range != (1.0, 1.0) else 0.0,
         ),
