@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -29,7 +32,7 @@ def ball(
     away = (((where - (size - 1) / 2) / np.maximum(size * 0.27, 0.5)) ** 2).sum(axis=0)
     label = (away < 1).astype(np.uint8)
     noise = np.random.default_rng(0).normal(0, 10, (channels, *shape))
-    image = (100 + 400 * label + noise).astype(np.float32)
+    image = (100 + 400.0 * label + noise).astype(np.float32)
     grid = np.diag([1.0, 1.2, 1.3, 1.0]) if affine is None else affine
     return Volume(image, grid), Volume(label[None], grid)
 
@@ -246,3 +249,12 @@ def test_every_perturbation_has_ordered_severities_and_a_quick_part_of_them() ->
     for one in PERTURBATIONS:
         assert list(one.severities) == sorted(set(one.severities)) and one.neutral not in one.severities
         assert one.quick and set(one.quick) <= set(one.severities)
+
+
+def test_the_reference_lists_exactly_the_perturbations_and_their_severities() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "reference" / "perturbations.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| ([^|`]+) \| ([-\d., *]+) \|$", page, flags=re.M)
+    assert [(name, what) for name, what, _ in rows] == [(p.name, p.parameter) for p in PERTURBATIONS]
+    for one, (_, _, told) in zip(PERTURBATIONS, rows, strict=True):
+        assert tuple(float(word.strip("* ")) for word in told.split(",")) == one.severities
+        assert tuple(float(word) for word in re.findall(r"\*\*([-\d.]+)\*\*", told)) == one.quick

@@ -82,6 +82,11 @@ class Perturbation:
     apply: Apply
 
     @property
+    def by_torchio(self) -> bool:
+        """Whether TorchIO does it."""
+        return self.kind != "geometry" and self.name != "inversion"
+
+    @property
     def logarithmic(self) -> bool:
         """Whether severities are factors, so that 0.5 is as far from 1 as 2 is."""
         return self.neutral == 1

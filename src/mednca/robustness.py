@@ -18,7 +18,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,6 +81,7 @@ class Contender:
 
     Attributes:
         name: As the user named it.
+        hash: Of the model, or of all of them together.
         labels: Value in its masks -> name of the class.
         hashes: Case -> hash of the model that judges it; these are the cases that it can be judged on.
         mask: Id of a case, job and perturbed image -> mask (X, Y, Z).
@@ -89,17 +90,12 @@ class Contender:
     """
 
     name: str
+    hash: str
     labels: Mapping[int, str]
     hashes: Mapping[str, str]
     mask: Callable[[str, Job, Volume], NDArray[Any]]
     folds: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-
-    @property
-    def hash(self) -> str:
-        """Names the model, or all of them together."""
-        different = sorted(set(self.hashes.values()))
-        return different[0] if len(different) == 1 else _digest(different)
 
     def key(self, case: str, job: Job) -> Key:
         """Case and job -> what its score is stored under."""
@@ -192,6 +188,7 @@ def open_folds(name: str, runs: Mapping[str, Path], cases: Sequence[Case], make:
     note = (f"{without} cases of the data are held out in no fold and left out",) if without else ()
     return Contender(
         name,
+        _digest(models[fold].hash for fold in sorted(models)),
         labels[0],
         {case: models[fold].hash for case, fold in folds.items()},
         lambda case, job, image: predictor(folds[case]).predict(image).mask.data[0],
@@ -205,6 +202,7 @@ def _single(
 ) -> Contender:
     return Contender(
         name,
+        model,
         predictor.labels,
         dict.fromkeys(judged, model),
         lambda case, job, image: predictor.predict(image).mask.data[0],
@@ -243,7 +241,7 @@ def open_masks(folder: Path, cases: Sequence[Case], jobs: Sequence[Job]) -> Cont
 
     note = "masks of another program, read from a folder"
     hashes = dict.fromkeys([case.id for case in cases], digest)
-    return Contender(str(folder), {1: "foreground"}, hashes, mask, notes=(note,))
+    return Contender(str(folder), digest, {1: "foreground"}, hashes, mask, notes=(note,))
 
 
 def together(contenders: Sequence[Contender], cases: Sequence[Case]) -> tuple[Case, ...]:
@@ -503,8 +501,3 @@ def _write_nifti(path: Path, data: NDArray[Any], grid: Volume) -> None:
     image.header.set_xyzt_units("mm")
     with replacing(path) as part:
         nib.save(image, part)
-
-
-def with_notes(one: Contender, *notes: str) -> Contender:
-    """Contender -> the same with more to tell."""
-    return replace(one, notes=(*one.notes, *notes))
