@@ -21,11 +21,12 @@ Source: Pérez-García et al., TorchIO, 2021, doi:10.1016/j.cmpb.2021.106236; Me
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from nibabel.orientations import io_orientation
@@ -34,9 +35,6 @@ from numpy.typing import NDArray
 from mednca.errors import InputError
 from mednca.slices import resize_matrix
 from mednca.volume import Volume
-
-if TYPE_CHECKING:
-    from torchio import Transform
 
 Array = NDArray[Any]
 Kind = Literal["geometry", "artefact", "contrast"]
@@ -56,7 +54,7 @@ class Perturbed(NamedTuple):
 #: Image, label, severity and a generator -> what becomes of them.
 Apply = Callable[[Volume, Volume, float, np.random.Generator], Perturbed]
 #: Axis-aligned image (C, through, rows, columns), severity and a generator -> a transform of TorchIO.
-Make = Callable[[Array, float, np.random.Generator], "Transform"]
+Make = Callable[[Array, float, np.random.Generator], Any]
 
 
 @dataclass(frozen=True)
@@ -288,12 +286,11 @@ def require_torchio() -> Any:
         InputError: If it is not installed; the message names the extra.
     """
     try:
-        import torchio
+        return importlib.import_module("torchio")  # not by its name: mypy would read all of it
     except ImportError as error:
         raise InputError(
             f"artefacts need TorchIO, which cannot be loaded ({error}): pip install 'mednca[robustness]'"
         ) from error
-    return torchio
 
 
 def _artefact(make: Make, *, unit: bool = False) -> Apply:
@@ -331,54 +328,46 @@ def _range(data: Array) -> tuple[Array, Array]:
     return low.astype(np.float32), np.where(high > low, high - low, 1).astype(np.float32)
 
 
-def _ghosting(data: Array, severity: float, random: np.random.Generator) -> Transform:
+def _ghosting(data: Array, severity: float, random: np.random.Generator) -> Any:
     axis, ghosts = int(random.integers(1, 3)), int(random.integers(4, 11))
-    transform: Transform = require_torchio().Ghosting(ghosts, axis, severity, None)
-    return transform
+    return require_torchio().Ghosting(ghosts, axis, severity, None)
 
 
-def _anisotropy(data: Array, severity: float, random: np.random.Generator) -> Transform:
+def _anisotropy(data: Array, severity: float, random: np.random.Generator) -> Any:
     axis = int(random.integers(1 if data.shape[1] == 1 else 0, 3))
     # Its random choice has one outcome.
-    transform: Transform = require_torchio().RandomAnisotropy((axis,), (severity, severity))
-    return transform
+    return require_torchio().RandomAnisotropy((axis,), (severity, severity))
 
 
-def _bias_field(data: Array, severity: float, random: np.random.Generator) -> Transform:
+def _bias_field(data: Array, severity: float, random: np.random.Generator) -> Any:
     coefficients = severity * random.uniform(-1, 1, 20)  # of a polynomial of order 3 in three variables
-    transform: Transform = require_torchio().BiasField(coefficients.tolist(), 3)
-    return transform
+    return require_torchio().BiasField(coefficients.tolist(), 3)
 
 
-def _noise(data: Array, severity: float, random: np.random.Generator) -> Transform:
-    transform: Transform = require_torchio().Noise(0.0, severity, int(random.integers(1 << 31)))
-    return transform
+def _noise(data: Array, severity: float, random: np.random.Generator) -> Any:
+    return require_torchio().Noise(0.0, severity, int(random.integers(1 << 31)))
 
 
-def _motion(data: Array, severity: float, random: np.random.Generator) -> Transform:
+def _motion(data: Array, severity: float, random: np.random.Generator) -> Any:
     """Two movements, each drawn as TorchIO's RandomMotion does; k-space is filled along the columns."""
     degrees, millimetres = severity * random.uniform(-1, 1, (2, 2, 3))
     if data.shape[1] == 1:
         degrees[:, 1:], millimetres[:, 0] = 0, 0
     times = (np.array([1.0, 2.0]) + random.uniform(-0.3, 0.3, 2)) / 3
-    transform: Transform = require_torchio().Motion(degrees, millimetres, times, "linear")
-    return transform
+    return require_torchio().Motion(degrees, millimetres, times, "linear")
 
 
-def _spike(data: Array, severity: float, random: np.random.Generator) -> Transform:
-    transform: Transform = require_torchio().Spike(random.uniform(0, 1, (1, 3)), severity)
-    return transform
+def _spike(data: Array, severity: float, random: np.random.Generator) -> Any:
+    return require_torchio().Spike(random.uniform(0, 1, (1, 3)), severity)
 
 
-def _blur(data: Array, severity: float, random: np.random.Generator) -> Transform:
+def _blur(data: Array, severity: float, random: np.random.Generator) -> Any:
     across = 0.0 if data.shape[1] == 1 else severity
-    transform: Transform = require_torchio().Blur((across, severity, severity))
-    return transform
+    return require_torchio().Blur((across, severity, severity))
 
 
-def _gamma(data: Array, severity: float, random: np.random.Generator) -> Transform:
-    transform: Transform = require_torchio().Gamma(math.exp(severity))
-    return transform
+def _gamma(data: Array, severity: float, random: np.random.Generator) -> Any:
+    return require_torchio().Gamma(math.exp(severity))
 
 
 def _invert(image: Volume, label: Volume, severity: float, random: np.random.Generator) -> Perturbed:

@@ -35,6 +35,7 @@ from mednca.files import atomic_write, read_json, replacing
 from mednca.metrics import dice_score
 from mednca.modelfile import ModelFile, load_model
 from mednca.perturb import Perturbation, Perturbed, perturb
+from mednca.predict import with_ensemble
 from mednca.volume import Volume, same_affine
 
 FORMAT, VERSION = "mednca-robustness", 1
@@ -106,7 +107,13 @@ class Contender:
 
 
 def open_model(
-    source: str | Path, cases: Sequence[Case], make: Make, *, all_cases: bool = False
+    source: str | Path,
+    cases: Sequence[Case],
+    make: Make,
+    *,
+    all_cases: bool = False,
+    ensemble: int | None = None,
+    seed: int = 0,
 ) -> Contender:
     """Model and the cases of a data set -> the contender, on those cases that it was not trained on.
 
@@ -115,6 +122,8 @@ def open_model(
         cases: Those to choose from.
         make: How a model becomes a predictor.
         all_cases: Take training cases too, with a note.
+        ensemble: Runs with other fire masks to average, instead of the model's own number.
+        seed: Of the fire masks of an ONNX folder, for which `make` is not asked.
 
     Raises:
         InputError: If it cannot be loaded, or no case is left.
@@ -124,14 +133,14 @@ def open_model(
     if runs and not (path / "model.safetensors").is_file():
         if all_cases:
             raise InputError(f"{path}: --all-cases is for a single model; folds judge every case held out")
-        return open_folds(str(source), runs, cases, make)
+        return open_folds(str(source), runs, cases, make, ensemble=ensemble)
     if (path / "level_0.onnx").is_file():
         from mednca.backends.onnx import Exported
 
-        exported = Exported(path)
+        exported = Exported(path, seed, ensemble)
         note = "it is not known which cases it was trained on"
         return _single(str(source), exported, exported.hash, [case.id for case in cases], (note,))
-    model = load_model(source)
+    model = with_ensemble(load_model(source), ensemble)
     trained = set(model.card.get("training_cases", []))
     judged = [case.id for case in cases]
     notes: tuple[str, ...] = ()
@@ -159,7 +168,9 @@ def fold_runs(folder: Path) -> dict[str, Path]:
     return {path.parent.name: path.parent for path in sorted(folder.glob("fold_*/model.safetensors"))}
 
 
-def open_folds(name: str, runs: Mapping[str, Path], cases: Sequence[Case], make: Make) -> Contender:
+def open_folds(
+    name: str, runs: Mapping[str, Path], cases: Sequence[Case], make: Make, *, ensemble: int | None = None
+) -> Contender:
     """Name, fold -> run folder, and cases -> the contender that has each case judged by the model that
     has not seen it.
 
@@ -175,22 +186,28 @@ def open_folds(name: str, runs: Mapping[str, Path], cases: Sequence[Case], make:
     folds = {case: fold for case, fold in folds.items() if case in known}
     if not folds:
         raise InputError(f"{name}: no case of the data is held out in {', '.join(runs)}; check the data")
-    models = {fold: load_model(path) for fold, path in runs.items()}
-    labels = [make(model).labels for model in models.values()]
-    if any(one != labels[0] for one in labels):
-        raise InputError(f"{name}: the models of its folds have different labels; name one of them")
+
+    def model(fold: str) -> ModelFile:
+        return with_ensemble(load_model(runs[fold]), ensemble)
 
     @lru_cache(maxsize=1)  # cases come fold by fold, and a network may be large
     def predictor(fold: str) -> Predictor:
-        return make(models[fold])
+        return make(model(fold))
 
+    hashes, labels = {}, []
+    for fold in sorted(runs):
+        file = model(fold)
+        hashes[fold] = file.hash
+        labels.append(dict(zip(file.config.values, file.config.labels, strict=True)))
+    if any(one != labels[0] for one in labels):
+        raise InputError(f"{name}: the models of its folds have different labels; name one of them")
     without = len(known) - len(folds)
     note = (f"{without} cases of the data are held out in no fold and left out",) if without else ()
     return Contender(
         name,
-        _digest(models[fold].hash for fold in sorted(models)),
+        _digest(hashes.values()),
         labels[0],
-        {case: models[fold].hash for case, fold in folds.items()},
+        {case: hashes[fold] for case, fold in folds.items()},
         lambda case, job, image: predictor(folds[case]).predict(image).mask.data[0],
         folds,
         (f"each case by the one of {len(runs)} models that has not seen it", *note),
@@ -419,8 +436,11 @@ def open_report(folder: Path, setting: Mapping[str, Any], *, force: bool = False
     return scores
 
 
-def describe(data: CaseSet, contenders: Sequence[Contender]) -> dict[str, Any]:
-    """Data set, model and maybe its baseline -> what a report must agree in to be gone on with."""
+def describe(
+    data: CaseSet, contenders: Sequence[Contender], options: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Data set, model and maybe its baseline, and options of prediction -> what a report must agree in to be
+    gone on with."""
     model, *others = [{"name": one.name, "hash": one.hash} for one in contenders]
     return {
         "format": FORMAT,
@@ -429,18 +449,19 @@ def describe(data: CaseSet, contenders: Sequence[Contender]) -> dict[str, Any]:
         "data": {"name": data.name, "digest": _digest([case.id for case in data.cases])},
         "model": model,
         "baseline": others[0] if others else None,
+        "options": dict(options or {}),
     }
 
 
 def _refuse_another(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise where a report of something else stands in the folder."""
-    for what in ("version", "perturbations", "data", "model", "baseline"):
+    for what in ("version", "perturbations", "data", "model", "baseline", "options"):
         old, new = before.get(what), now[what]
         if what == "baseline" and not (old and new):
             continue  # one may come later, or be left out
-        same = old.get("hash") == new["hash"] if isinstance(old, dict) and "hash" in new else old == new
+        same = old.get("hash") == new["hash"] if what in ("model", "baseline") else old == new
         if not same:
-            told = [one["name"] if isinstance(one, dict) else one for one in (old, new)]
+            told = [one["name"] if what in ("data", "model", "baseline") else one for one in (old, new)]
             raise InputError(
                 f"{folder}: holds a report with another {what} ({told[0]}; now {told[1]}); choose another "
                 "folder, or start anew with --force"

@@ -7,7 +7,7 @@ Shapes: B slices, I image channels, K classes, n channels, H x W cells.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class Exported:
         InputError: If the folder lacks a level, or was not written by `mednca export`.
     """
 
-    def __init__(self, folder: Path, seed: int = 0) -> None:
+    def __init__(self, folder: Path, seed: int = 0, ensemble: int | None = None) -> None:
         import onnxruntime
 
         files = sorted(folder.glob("level_*.onnx"))
@@ -49,6 +49,10 @@ class Exported:
             told = [dict(session.get_modelmeta().custom_metadata_map) for session in self._sessions]
             self.config = configuration(told)
             self.hash = f"onnx-{told[0]['model_hash']}"
+            if ensemble is not None:
+                predict = replace(self.config.predict, ensemble=ensemble)
+                self.config = replace(self.config, predict=predict)
+                self.hash += f"-{ensemble}"
         except Exception as error:  # ONNX Runtime raises classes of its own, which it does not export
             raise InputError(
                 f"{folder}: is no model exported by mednca ({str(error).splitlines()[0]}); export it again"

@@ -90,7 +90,8 @@ class Robustness:
         from mednca.files import atomic_write
 
         data, contenders, cases, jobs = self.prepare()
-        setting = robustness.describe(data, contenders)
+        options = {"fire_seed": self.seed, "engine": self.engine, "gate": self.gate}
+        setting = robustness.describe(data, contenders, options)
         path = robustness.open_report(self.out, setting, force=self.force)
         if self.write_images is not None:
             robustness.write_images(
@@ -129,7 +130,12 @@ class Robustness:
                 raise InputError(f"{self.cases}: case {missing[0]} is not in {self.data}")
             cases = tuple(case for case in cases if case.id in wanted)
         contenders = [
-            robustness.open_model(source, cases, self.predictor, all_cases=self.all_cases)
+            robustness.open_model(
+                *(source, cases, self.predictor),
+                all_cases=self.all_cases,
+                ensemble=1 if self.quick and self.ensemble is None else self.ensemble,
+                seed=self.seed,
+            )
             for source in (self.model, self.baseline)
             if source is not None
         ]
@@ -153,17 +159,9 @@ class Robustness:
 
     def predictor(self, file: ModelFile) -> Predictor:
         """A model as it is judged here."""
-        from mednca.predict import Predictor, with_ensemble
+        from mednca.predict import Predictor
 
-        members = 1 if self.quick and self.ensemble is None else self.ensemble
-        return Predictor(
-            with_ensemble(file, members),
-            self.device,
-            self.seed,
-            self.engine,
-            threads=self.threads,
-            gate=self.gate,
-        )
+        return Predictor(file, self.device, self.seed, self.engine, threads=self.threads, gate=self.gate)
 
     def provenance(self, data: CaseSet) -> dict[str, Any]:
         """How it is measured."""
