@@ -18,7 +18,6 @@ from typing import Any
 from mednca.errors import InputError
 from mednca.files import atomic_write, read_json, replacing
 from mednca.perturb import find as find_perturbations
-from mednca.perturb import perturb
 from reproduce.catalogue import Experiment, find
 from reproduce.folds import load
 from reproduce.runs import QUICK, RESULTS, trainings
@@ -122,7 +121,7 @@ def measure(
         "quick": quick,
         "seeds": 1,
         "fire_seed": 0,
-        "perturbations": perturb.__module__ + f" version {robustness.perturbing.VERSION}",
+        "perturbations": robustness.perturbing.VERSION,
         "machine": machine(),
         "versions": versions(),
         "minutes": round(sum(score.seconds for score in scores.values()) / 60, 1),
@@ -213,7 +212,7 @@ def lines(panel: Panel, result: dict[str, Any] | None) -> list[list[str]]:
         )
     if result is not None and all(index(result, name) is not None for name in EXPERIMENTS):
         one = result["report"]["perturbations"][panel.perturbation]
-        worst = one["severities"][-1 if one["neutral"] != 1 or panel.perturbation == "anisotropy" else 0]
+        worst = one["severities"][0 if panel.perturbation in ("scale", "shape") else -1]
         told = f"{points(worst['difference'])} at {worst['severity']:g}"
         rows.append(["", "", "ours - U-Net", points(result["report"]["difference_clean"]), "", told, ""])
     return rows

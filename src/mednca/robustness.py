@@ -518,7 +518,8 @@ def _write_nifti(path: Path, data: NDArray[Any], grid: Volume) -> None:
 
     if path.is_file():
         return
-    image: Any = nib.Nifti1Image(data, grid.affine)  # type: ignore[no-untyped-call]
+    make: Any = nib.Nifti1Image  # nibabel has types for a part of it only
+    image = make(data, grid.affine)
     image.header.set_xyzt_units("mm")
     with replacing(path) as part:
         nib.save(image, part)

@@ -54,9 +54,8 @@ class Exported:
                 self.config = replace(self.config, predict=predict)
                 self.hash += f"-{ensemble}"
         except Exception as error:  # ONNX Runtime raises classes of its own, which it does not export
-            raise InputError(
-                f"{folder}: is no model exported by mednca ({str(error).splitlines()[0]}); export it again"
-            ) from error
+            why = str(error).partition("\n")[0]
+            raise InputError(f"{folder}: is no model exported by mednca ({why}); export it again") from error
         self.seed = seed
 
     @property

@@ -66,10 +66,8 @@ class Robustness:
     """What makes a person: intervals draw persons, not scans. See 'mednca train --help'."""
     seed: int = 0
     """Names the random stream of the fire masks, and draws the cases of --quick."""
-    ensemble: Annotated[
-        int | None, arg(metavar="N", help_behavior_hint="(default: the model's; 1 if quick)")
-    ] = None
-    """Runs with other fire masks whose probabilities are averaged."""
+    ensemble: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the model's)")] = None
+    """Runs with other fire masks whose probabilities are averaged; one with --quick, if not given."""
     device: str = "cpu"
     """cpu or cuda."""
     engine: str = "auto"
@@ -104,7 +102,8 @@ class Robustness:
         shown = typical(contenders[0], cases, scores)
         strips = robustness_page.strips(load_scan(shown), jobs, contenders, self.bar("pictures"))
         atomic_write(self.out / "index.html", robustness_page.page(report, strips, shown.id))
-        atomic_write(self.out / "summary.md", text := robustness_report.summary(report))
+        text = robustness_report.summary(report)
+        atomic_write(self.out / "summary.md", text)
         atomic_write(self.out / "report.json", json.dumps(report, indent=1) + "\n")
         print(text, end="")
         return 0
