@@ -117,7 +117,7 @@ class Learner:
             return {"event": "re-seeded", "reason": verdict}
         self.restore(state.good)
         state.iteration, state.rate_factor = state.good_iteration, state.rate_factor / 2
-        state.sentinel["sums"] = [0.0] * 4
+        state.sentinel |= {"sums": [0.0] * 4, "losses": []}
         return {
             "event": f"rolled back to iteration {state.iteration}, learning rate halved",
             "reason": verdict,
