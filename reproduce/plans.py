@@ -84,9 +84,8 @@ def main() -> int:
     atomic_write(asked.results / FILE, json.dumps(content, indent=1) + "\n", force=True)
     for name, entry in found.items():
         for budget, row in entry["budgets"].items():
-            print(
-                f"{name:24}{budget:8}{row['parameters']:>8,}  {row['ratio_64']:>6.1f}x  {row['ratio_16']:>5.1f}x"
-            )
+            cost = f"{row['parameters']:>8,}  {row['ratio_64']:>6.1f}x  {row['ratio_16']:>5.1f}x"
+            print(f"{name:24}{budget:8}{cost}")
     return 0
 
 
