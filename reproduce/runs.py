@@ -519,10 +519,14 @@ def _lines(log: Path) -> list[dict[str, Any]]:
 def _same_settings(settings: dict[str, Any] | None, training: Training) -> dict[str, Any] | None:
     """Settings of the runs so far and one more run -> the settings without its seed; all must be the same,
     but for the model that each fold begins with."""
+    from mednca.config import RunConfig, from_dict, to_dict
+
     file = training.path / "config.json"
     if not file.is_file():
         return settings
-    found: dict[str, Any] = read_json(file)
+    # By way of the configuration: settings that are younger than the run have their defaults.
+    config = to_dict(from_dict(RunConfig, read_json(file), str(file)))
+    found: dict[str, Any] = json.loads(json.dumps(config))
     seed = found["train"].pop("seed")
     if seed != training.seed:
         raise InputError(f"{file}: must have seed {training.seed} as its folder says, got {seed}")
