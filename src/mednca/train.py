@@ -42,6 +42,9 @@ from mednca.report import Report, merge_reports
 from mednca.sentinel import Sentinel
 from mednca.transfer import check_unseen, why_not
 
+#: After a roll-back, the learning rate is back where it was after ten healthy windows: a cliff is an accident
+#: of some batches, and half the rate to the end costs accuracy. From the second one on it stays halved.
+RECOVERY = 2 ** (1 / 10)
 logger = logging.getLogger(__name__)
 
 
@@ -388,6 +391,8 @@ def fit(
                 continue
             if verdict == "healthy":
                 state.good, state.good_iteration = learner.tensors(), state.iteration
+                most = 0.5 ** max(0, state.attempt - 1)
+                state.rate_factor = max(state.rate_factor, min(most, state.rate_factor * RECOVERY))
             if iteration % 10 == 0 or state.iteration == settings.iterations:
                 entry = {
                     "kind": "train",
