@@ -19,6 +19,7 @@ from mednca.cost import cost_of, iteration_seconds, slice_multiply_adds
 from mednca.dataset import fingerprint, foreground, load_scans
 from mednca.errors import InputError
 from mednca.fingerprint import Fingerprint
+from mednca.modelfile import shipped_model
 from mednca.nca import MedNCA
 from mednca.plan import BUDGETS, LEAST_HIDDEN, plan, reach, to_json
 from mednca.recipes import RECIPES, quick, recipe
@@ -271,7 +272,7 @@ def test_one_huge_slice_does_not_make_the_canvas_huge() -> None:
 
 
 def test_a_large_image_is_worked_on_coarser_unless_what_is_sought_is_small() -> None:
-    for budget, side in (("pi", 96), ("laptop", 128), ("best", 192)):
+    for budget, side in (("pi", 96), ("laptop", 128), ("best", 96)):
         spacing = plan(ULTRASOUND, budget).config.preprocess.spacing
         assert spacing == pytest.approx((800 / side, 800 / side))
     large = replace(NUCLEI, shape=(800, 540, 1))
@@ -281,17 +282,37 @@ def test_a_large_image_is_worked_on_coarser_unless_what_is_sought_is_small() -> 
 
 def test_thick_slices_are_cut_and_resampled_in_their_plane_only() -> None:
     preprocess = plan(PROSTATE, "best").config.preprocess
-    assert preprocess.axes == (2,) and preprocess.spacing == pytest.approx((1.0, 1.0))
+    assert preprocess.axes == (2,)
+    assert preprocess.spacing == pytest.approx((1.678, 1.678), abs=1e-3)  # 16 cells across the foreground
     assert "3 mm apart" in plan(PROSTATE, "best").choices[0].why
 
 
 def test_sizes_that_differ_without_a_spacing_are_stretched_to_one() -> None:
     odd = replace(PROSTATE, spacing=(1.0, 1.0, 1.0), spacing_known=False, shape=(160, 160, 24))
     odd = replace(odd, least=(128, 128, 15), largest=(256, 256, 47))
-    assert plan(odd).config.preprocess.size == (160, 160)
+    assert plan(odd).config.preprocess.size == (96, 96)
     assert plan(odd, "pi").config.preprocess.size == (96, 96)
     assert plan(replace(odd, spacing_known=True)).config.preprocess.size is None
     assert plan(replace(odd, least=(150, 150, 15), largest=(170, 170, 47))).config.preprocess.size is None
+
+
+def test_sizes_vary_in_training_as_they_do_in_files_without_a_spacing() -> None:
+    odd = replace(PROSTATE, extent=(50.0, 44.0, 14.0), extent_95=(80.0, 60.0, 20.0))
+    assert plan(odd).config.augment.scale == 0.2
+    unknown = replace(odd, spacing=(1.0, 1.0, 1.0), spacing_known=False)
+    assert plan(unknown).config.augment.scale == 0.5  # 0.6, but no more than that
+    assert plan(replace(unknown, extent_95=(65.0, 60.0, 20.0))).config.augment.scale == 0.36
+    assert plan(replace(unknown, extent_95=(51.0, 45.0, 15.0))).config.augment.scale == 0.2
+
+
+def test_a_shipped_model_is_the_start_where_it_fits_and_does_not_know_the_scans() -> None:
+    shipped = shipped_model("hippocampus")
+    fitting = shipped.config.model.channels == plan(PROSTATE).config.model.channels
+    assert plan(PROSTATE).config.train.init == (shipped.hash if fitting else "")
+    assert plan(replace(CROPS, seen_by=(shipped.hash,))).config.train.init == ""
+    assert plan(PROSTATE, "pi").config.train.init == ""
+    reasons = {choice.name: choice.why for choice in plan(PROSTATE).choices}
+    assert ("fewer iterations" if fitting else "does not fit: its channels") in reasons["start"]
 
 
 def test_channels_that_leave_no_room_cost_dense_filters_then_neighbours() -> None:
