@@ -211,6 +211,23 @@ def test_slices_are_cut_across_the_coarse_axis_else_axially_else_across_the_flat
     assert planes(Volume(np.zeros((1, 5, 1, 7)), np.eye(4))) == (1, 0, 2)
 
 
+@pytest.mark.parametrize("factor", [2, 3, 4, 6, 8, 5.5])
+def test_a_coarse_axis_is_coarse_up_to_its_ends_and_leaves_nothing_black(factor: float) -> None:
+    shape = (21, 26, 13)
+    data = np.random.default_rng(0).uniform(50, 60, shape).astype(np.float32)
+    data[10, 13, 6] = -1000  # what black would be
+    image = Volume(data[None], np.diag([0.9, 1.1, 1.3, 1]))
+    label = Volume(np.zeros((1, *shape), np.uint8), image.affine)
+    seen = set()
+    for seed in range(8):
+        found = perturb("anisotropy", image, label, factor, case="a", seed=seed).image.data[0]
+        rough = [float(np.abs(np.diff(found[12:], axis=axis)).mean()) for axis in range(3)]
+        seen.add(int(np.argmin(rough)))  # smooth along the coarse axis
+        found[10, 13, :] = found[10, :, 6] = found[:, 13, 6] = 55  # where the black voxel may have spread
+        assert found.shape == shape and found.min() >= 49.9
+    assert len(seen) > 1
+
+
 def test_noise_has_the_deviation_that_it_says_and_inversion_turns_back() -> None:
     image, label = ball()
     low, high = np.percentile(image.data, (0.5, 99.5))

@@ -334,9 +334,17 @@ def _ghosting(data: Array, severity: float, random: np.random.Generator) -> Any:
 
 
 def _anisotropy(data: Array, severity: float, random: np.random.Generator) -> Any:
+    """Its random choice has one outcome. The scan is as long as whole voxels of the coarse grid meanwhile:
+    TorchIO leaves black what lies beyond the last of them."""
+    tio = require_torchio()
     axis = int(random.integers(1 if data.shape[1] == 1 else 0, 3))
-    # Its random choice has one outcome.
-    return require_torchio().RandomAnisotropy((axis,), (severity, severity))
+    size = data.shape[axis + 1]
+    more = math.ceil(math.ceil(size / severity) * severity) - size
+    ends = [0] * 6
+    ends[2 * axis : 2 * axis + 2] = more // 2, more - more // 2
+    factor = severity * (1 - 1e-6)  # or rounding may take a whole voxel away
+    coarse = tio.RandomAnisotropy((axis,), (factor, factor))
+    return tio.Compose([tio.Pad(tuple(ends), padding_mode="edge"), coarse, tio.Crop(tuple(ends))])
 
 
 def _bias_field(data: Array, severity: float, random: np.random.Generator) -> Any:

@@ -254,7 +254,8 @@ def open_masks(folder: Path, cases: Sequence[Case], jobs: Sequence[Job]) -> Cont
         found = read_label(path, like=image)
         if found.shape != image.shape or not same_affine(found.affine, image.affine):
             raise InputError(f"{path}: must lie on the grid of its image, {image.shape}, got {found.shape}")
-        return found.data[0]
+        values: NDArray[Any] = found.data[0]
+        return values
 
     note = "masks of another program, read from a folder"
     hashes = dict.fromkeys([case.id for case in cases], digest)
@@ -456,7 +457,8 @@ def describe(
 def _refuse_another(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise where a report of something else stands in the folder."""
     for what in ("version", "perturbations", "data", "model", "baseline", "options"):
-        old, new = before.get(what), now[what]
+        old: Any = before.get(what)
+        new: Any = now[what]
         if what == "baseline" and not (old and new):
             continue  # one may come later, or be left out
         same = old.get("hash") == new["hash"] if what in ("model", "baseline") else old == new

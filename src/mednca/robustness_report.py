@@ -72,7 +72,8 @@ def card(
     }
     if len(values) == 2:
         told["difference_clean"] = _difference(values[0][CLEAN, 0.0], values[1][CLEAN, 0.0], groups)
-    return rounded(told)
+    report: dict[str, Any] = rounded(told)
+    return report
 
 
 def _perturbation(
