@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,7 +207,8 @@ def lines(panel: Panel, result: dict[str, Any] | None) -> list[list[str]]:
                 experiment.row,
                 f"{decimals(clean['mean'])} ± {decimals(clean['sd'])}",
                 f"{points(least['models'][place]['change'])} at {least['severity']:g}" if least else "",
-                f"{decimals(entry['mean'])} at {worst['severity']:g}, {points(entry['change'])}",
+                f"{decimals(entry['mean'])} at {worst['severity']:g}, {points(entry['change'])}"
+                + in_view(worst, entry),
                 decimals(entry["min"]),
             ]
         )
@@ -216,6 +218,18 @@ def lines(panel: Panel, result: dict[str, Any] | None) -> list[list[str]]:
         told = f"{points(worst['difference'])} at {worst['severity']:g}"
         rows.append(["", "", "ours - U-Net", points(result["report"]["difference_clean"]), "", told, ""])
     return rows
+
+
+def in_view(row: dict[str, Any], entry: dict[str, Any]) -> str:
+    """Row of a severity and a model's entry in it -> what is to be told where the organ has left the image."""
+    from mednca.robustness_report import points
+
+    if row["kept"] > 0.995:
+        return ""
+    told = f"; {100 * row['kept']:.0f} % of the label in view"
+    if "change_in_view" in entry:
+        told += f", {points(entry['change_in_view'])} in the {row['in_view']} cases where all of it is"
+    return told
 
 
 def index(result: dict[str, Any] | None, name: str) -> int | None:
@@ -272,7 +286,7 @@ def picture(figure: Figure, result: dict[str, Any] | None, results: Path, *, qui
             y = clean - mark.value if mark.lost else mark.value
             ends = mark.between or (one.severities[-2], one.severities[-1])
             axes.plot([one.position(end) for end in ends], [y, y], "--", color="0.35", linewidth=1.3)
-            told = f"-{100 * mark.value:.0f} %" if mark.lost else f"{mark.value:.2f}"
+            told = f"{100 * mark.value:.0f} % lost" if mark.lost else f"{mark.value:.2f}"
             axes.annotate(
                 *(f"paper, {mark.who}: {told}", (one.position(ends[1]), y)),
                 xytext=(0, -9 if y > 0.05 else 3),
@@ -285,7 +299,8 @@ def picture(figure: Figure, result: dict[str, Any] | None, results: Path, *, qui
         axes.set_xticks([one.position(tick) for tick in ticks], [f"{tick:g}" for tick in ticks], fontsize=8)
         axes.set(ylim=(-0.03, 1.0), xlabel=one.parameter)
         axes.tick_params(labelleft=True)
-        axes.set_title(f"({letter}) {panel.perturbation.replace('_', ' ')}\npaper: {panel.paper}", fontsize=8)
+        told = textwrap.fill(f"paper: {panel.paper}", 56)
+        axes.set_title(f"({letter}) {panel.perturbation.replace('_', ' ')}\n{told}", fontsize=8)
         axes.grid(alpha=0.3)
     handles = [
         Line2D([], [], color=colour, marker="o", label=f"{find([name])[0].row}, run by us, 95 % interval")
