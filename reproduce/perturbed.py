@@ -221,7 +221,8 @@ def lines(panel: Panel, result: dict[str, Any] | None) -> list[list[str]]:
 
 
 def in_view(row: dict[str, Any], entry: dict[str, Any]) -> str:
-    """Row of a severity and a model's entry in it -> what is to be told where the organ has left the image."""
+    """Row of a severity and a model's entry in it -> what is to be told where the organ has left the
+    image."""
     from mednca.robustness_report import points
 
     if row["kept"] > 0.995:
