@@ -21,7 +21,7 @@ from mednca.errors import InputError
 from mednca.fingerprint import Fingerprint
 from mednca.modelfile import shipped_model
 from mednca.nca import MedNCA
-from mednca.plan import BUDGETS, LEAST_HIDDEN, plan, reach, to_json
+from mednca.plan import BUDGETS, LEAST_HIDDEN, VIEWS, plan, reach, to_json
 from mednca.recipes import RECIPES, quick, recipe
 from mednca.rule import MedNCAConfig, multiply_adds, parameters
 from mednca.train import train
@@ -416,3 +416,41 @@ def test_small_sets_are_trained_less_long_and_none_longer_than_the_budget() -> N
 
     assert iterations(30) == 2000 and iterations(100_000) == 10_000
     assert iterations(400) == 400 * 200 / plan(ULTRASOUND).config.train.batch_size
+
+
+def test_the_page_has_the_budgets_numbers() -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs/reference/planner.md").read_text(encoding="utf-8")
+    table = page[page.index("| | `pi` | `laptop` | `best` |") :].split("\n\n")[0]
+    rows = {
+        row.split("|")[1].strip(): [cell.strip() for cell in row.split("|")[2:5]]
+        for row in table.splitlines()
+    }
+
+    def stated(beginning: str) -> list[str]:
+        """Beginning of a row's name -> its cells."""
+        (found,) = (row for name, row in rows.items() if name.startswith(beginning))
+        return found
+
+    limits = [BUDGETS[name] for name in ("pi", "laptop", "best")]
+    for beginning, wanted in (
+        ("parameters", [f"{b.parameters:,}" for b in limits]),
+        ("filters", [b.perception for b in limits]),
+        ("channels n", [f"{b.channels}, {b.hidden}" for b in limits]),
+        ("multiply-adds", [f"{b.work:,.0f}" if math.isfinite(b.work) else "" for b in limits]),
+        ("cells of the longer side of a slice", [str(b.side) for b in limits]),
+        ("cells across", [str(b.across) for b in limits]),
+        ("cells of the longer side, at most", [f"{b.limit:,}" for b in limits]),
+        ("patch", [str(b.patch) for b in limits]),
+        ("iterations", [f"{b.iterations:,}" for b in limits]),
+        ("peak learning rate", [f"{b.learning_rate:g}" for b in limits]),
+        ("contrast", [f"{b.gamma:g}" for b in limits]),
+        ("fire-mask runs", [str(b.ensemble) for b in limits]),
+        ("begins with", [f"`{b.start}`" if b.start else "" for b in limits]),
+    ):
+        assert stated(beginning) == wanted, beginning
+    (least, most), first = BUDGETS["best"].step_range, plan(PROSTATE).config.train.step_range_from
+    assert (
+        stated("number of steps")[2] == f"{least:g} to {most:g}, after half of the iterations"
+        and first == 0.5
+    )
+    assert f"show each slice {VIEWS} times" in page
