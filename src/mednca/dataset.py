@@ -15,6 +15,7 @@ from mednca.errors import InputError
 from mednca.fingerprint import Fingerprint, slice_axis
 from mednca.io import read_case, read_label, spacing_known
 from mednca.modelfile import shipped_model, shipped_models
+from mednca.predict import largest_component
 from mednca.slices import prepare_image, prepare_label
 from mednca.volume import Volume, same_affine
 
@@ -105,8 +106,15 @@ def fingerprint(cases: CaseSet, scans: Sequence[LabelledScan]) -> Fingerprint:
         extent=lengths(np.median(extents, axis=0)),
         extent_95=lengths(np.percentile(extents, 95, axis=0)),
         chord=lengths(np.median(chords, axis=0)),
+        one_piece=float(np.mean([one_piece(scan.label) for scan in scans if scan.label.data.any()])),
         share=float(np.mean([np.mean(scan.label.data > 0) for scan in scans])),
     )
+
+
+def one_piece(label: Volume) -> bool:
+    """Label volume with foreground -> whether its largest piece has 99 % of it."""
+    inside = (label.data[0] > 0).astype(np.uint8)
+    return bool(largest_component(inside).sum() >= 0.99 * inside.sum())
 
 
 def seen_by(ids: set[str]) -> tuple[str, ...]:

@@ -56,10 +56,17 @@ PART = 0.25
 COARSE_WEIGHT = 0.5
 #: ... and with fewer slices and windows drawn around the foreground than elsewhere.
 FOREGROUND = 0.5
+#: A foreground of less than this share of the voxels is rare: it may lie anywhere and most windows would not
+#: hold any of it. Training then sees whole slices, with these settings.
+RARE = 0.03
+RARE_COARSE_WEIGHT, RARE_FOREGROUND = 0.3, 0.6
+RARE_TRANSLATION, RARE_BIAS = 0.15, 0.4
+#: Where so many of the labels are one piece, and rare, so is the mask.
+ONE_PIECE = 0.98
 #: Sizes are varied by this factor at most, where no spacing is known.
 LARGEST_SCALE = 0.5
 #: Small sets are trained until each slice was seen so often, and no longer than that, but at least...
-VIEWS = 60
+VIEWS = 200
 #: ... so many iterations.
 LEAST_ITERATIONS = 2000
 
@@ -109,23 +116,10 @@ class Budget:
 
 #: Name on the command line -> budget.
 BUDGETS = {
-    "pi": Budget(20_000, True, "depthwise", 16, 64, 96, 12, 256, 32, 8e-3, 6000, 1, work=100_000),
-    "laptop": Budget(45_000, False, "depthwise", 32, 64, 128, 16, 512, 40, 8e-3, 4000, 1),
+    "pi": Budget(20_000, True, "depthwise", 16, 64, 64, 10, 256, 32, 8e-3, 6000, 1, work=100_000),
+    "laptop": Budget(45_000, False, "depthwise", 32, 64, 64, 10, 512, 40, 8e-3, 4000, 1),
     "best": Budget(
-        70_016,
-        True,
-        "dense",
-        16,
-        128,
-        96,
-        16,
-        1024,
-        32,
-        4e-3,
-        10_000,
-        3,
-        0.5,
-        (0.4, 2.0),
+        *(70_016, True, "dense", 16, 128, 64, 10, 1024, 32, 4e-3, 10_000, 3, 0.5, (0.4, 2.0)),
         start="hippocampus",
     ),
 }
@@ -189,6 +183,8 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
     canvas = padded_size((sides[0], sides[1]), model.multiple, model.smallest)
     patch = max(limits.patch, 8 * math.ceil(WINDOW * max(canvas) / 8))
     partly = patch**2 < PART * canvas[0] * canvas[1]
+    rare = data.share is not None and data.share < RARE
+    one_piece = rare and data.one_piece is not None and data.one_piece >= ONE_PIECE
     config = RunConfig(
         recipe_name(budget),
         model=model,
@@ -210,8 +206,16 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
             step_range=limits.step_range,
             step_range_from=0.5 if limits.step_range != (1.0, 1.0) else 0.0,
         ),
-        predict=PredictConfig(ensemble=limits.ensemble),
+        predict=PredictConfig(ensemble=limits.ensemble, largest_component=one_piece),
     )
+    if rare:
+        config = replace(
+            config,
+            augment=replace(config.augment, translation=RARE_TRANSLATION, bias=RARE_BIAS),
+            train=replace(
+                config.train, patch=None, coarse_weight=RARE_COARSE_WEIGHT, foreground=RARE_FOREGROUND
+            ),
+        )
     while config.train.batch_size > LEAST_BATCH and iteration_seconds(config) > limits.seconds:
         config = replace(config, train=replace(config.train, batch_size=config.train.batch_size - 2))
     wanted = max(LEAST_ITERATIONS, math.ceil(VIEWS * data.slices / config.train.batch_size))
@@ -238,7 +242,13 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
             f"{model.perception}, n {model.channels}, h {model.hidden}",
             f"{cost.parameters:,} parameters in {len(model.scales)} levels, of at most {limits.parameters:,}",
         ),
-        Choice("patch", str(patch), "training runs the finer levels on a window: less time and memory"),
+        Choice(
+            "patch",
+            "whole slices" if rare else str(patch),
+            f"the foreground is {100 * (data.share or 0):.2g} % of the voxels: most windows would hold none"
+            if rare
+            else "training runs the finer levels on a window: less time and memory",
+        ),
         Choice(
             "batch",
             str(config.train.batch_size),
@@ -249,9 +259,16 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
             f"{config.train.iterations} iterations",
             f"each slice about {seen(config, data, len(axes))} times; learning rate to "
             f"{limits.learning_rate:g} and down to 0"
-            + (", a loss on every level: the windows show a small part" if partly else ""),
+            + (", a loss on every level: the windows show a small part" if partly and not rare else ""),
         ),
         Choice("start", limits.start if start else "random weights", why_start),
+        Choice(
+            "mask",
+            "largest piece" if one_piece else "as it is",
+            "the labels are one piece each, and there is much room for others"
+            if one_piece
+            else "no cleaning: the labels do not call for it",
+        ),
         Choice(
             "ensemble",
             str(limits.ensemble),
