@@ -95,6 +95,10 @@ def _rows() -> Iterator[Experiment]:
     yield Experiment("hippocampus_unet_plain", "U-Net", _AUTHORS, "unet_plain", _UNET, minutes=12)
     yield Experiment("hippocampus_unet_authors", "U-Net, our training", _AUTHORS, "unet", _UNET, minutes=12)
     yield Experiment("hippocampus_best_authors", "ours, best", _AUTHORS, BEST, minutes=13)
+    twice = {"train": {"iterations": 20_000}}
+    yield Experiment(
+        "hippocampus_best_authors_long", "ours, best, twice as long", _AUTHORS, BEST, twice, minutes=26
+    )
     yield Experiment("hippocampus_lean_authors", "ours, lean", _AUTHORS, LEAN, minutes=7)
     yield Experiment("hippocampus_best", "ours, best", _PERSON, BEST, minutes=13)
     yield Experiment("hippocampus_lean", "ours, lean", _PERSON, LEAN, minutes=7)
