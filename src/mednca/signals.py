@@ -127,6 +127,10 @@ class Watch:
 
     def __call__(self, level: int, done: int, logits: Array) -> NDArray[np.bool_]:
         """Level, steps done and logits (B, h, w, K) -> bool (B,): which slices go on."""
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is told by others
+            return self._see(level, done, logits)
+
+    def _see(self, level: int, done: int, logits: Array) -> NDArray[np.bool_]:
         steps, finest = self.config.steps[level], len(self.config.scales) - 1
         cells = logits.shape[1] * logits.shape[2]
         if done == 0:
@@ -197,11 +201,12 @@ class Spread:
 
     def add(self, samples: Array) -> None:
         """Samples (S, X, Y, Z) along one axis more, as many as along each other."""
-        mean = samples.mean(axis=0)
-        self._within = self._within + ((samples - mean) ** 2).sum(axis=0)
-        apart = mean - self._mean
-        self._mean = self._mean + apart / (self.axes + 1)
-        self._between = self._between + apart * (mean - self._mean)
+        with np.errstate(invalid="ignore"):
+            mean = samples.mean(axis=0)
+            self._within = self._within + ((samples - mean) ** 2).sum(axis=0)
+            apart = mean - self._mean
+            self._mean = self._mean + apart / (self.axes + 1)
+            self._between = self._between + apart * (mean - self._mean)
         self.axes += 1
         self.samples += len(samples)
 
