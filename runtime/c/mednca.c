@@ -13,7 +13,6 @@
  */
 #include "mednca.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -547,6 +546,21 @@ static void add_sample(const mednca_job *j, Work *w, int32_t number)
     }
 }
 
+/* The square root, without the machine's library. */
+static double root(double x)
+{
+    uint64_t bits;
+    double y;
+    if (!(x > 1e-30))
+        return x != x ? x : 0;
+    memcpy(&bits, &x, 8);
+    bits = (bits >> 1) + ((uint64_t)1023 << 51); /* half the exponent: within 7 % */
+    memcpy(&y, &bits, 8);
+    for (int i = 0; i < 4; i++)
+        y = 0.5 * (y + x / y);
+    return y;
+}
+
 /* A number of the size of 1 in units of 2^-24, so that sums do not depend on their order. */
 static int64_t in_units(double x)
 {
@@ -575,8 +589,8 @@ static void note_spread(const mednca_job *j, float apart, float sum, float earli
         counts->mean += in_units((double)sum);
         if (views > 1 && !there)
             return;
-        within = sqrt((within + samples * between) / (samples * views));
-        between = sqrt(between / views);
+        within = root((within + samples * between) / (samples * views));
+        between = root(between / views);
         counts->spread += in_units(within);
         counts->axes += in_units(between);
     }

@@ -125,7 +125,9 @@ def with_patience(words: Sequence[str]) -> list[str]:
 
     found: list[str] = []
     for word, after in zip(words, [*words[1:], ""], strict=True):
-        found += [word, str(PATIENCE)] if word == "--anytime" and not re.fullmatch(r"[-+]?\d+", after) else [word]
+        found += (
+            [word, str(PATIENCE)] if word == "--anytime" and not re.fullmatch(r"[-+]?\d+", after) else [word]
+        )
     return found
 
 

@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation
@@ -45,9 +45,15 @@ Array = NDArray[np.float32]
 Found = tuple[NDArray[np.uint8], Array, Array, dict[str, Any]]
 #: Computes slices: image (B, I, H, W), numbers of the slices (B,) and a seed -> probabilities (B, K, H, W).
 Share = Callable[[Array, NDArray[np.int64], int], Array]
-#: The same, with somebody who looks on.
-WatchedShare = Callable[[Array, NDArray[np.int64], int, signals.Watch | None], Array]
 _log = logging.getLogger(__name__)
+
+
+class WatchedShare(Protocol):
+    """A `Share` that lets somebody look on."""
+
+    def __call__(
+        self, image: Array, numbers: NDArray[np.int64], seed: int, watch: signals.Watch | None = None, /
+    ) -> Array: ...
 
 
 @dataclass(frozen=True)
@@ -245,7 +251,13 @@ class Predictor:
                 spread.add(restore(lookout.samples, volume, view))
         mask = decide(average, config.predict.threshold, config.values)
         steps = {"steps_run": counts.steps or None, "steps_all": counts.all or None}
-        facts: dict[str, Any] = {"computed": None, **steps, "saturated": None, "not_finite": not_finite, "signals": None}
+        facts: dict[str, Any] = {
+            "computed": None,
+            **steps,
+            "saturated": None,
+            "not_finite": not_finite,
+            "signals": None,
+        }
         apart = spread.deviations() if self.signals else np.zeros((0, *volume.shape), np.float32)
         if self.signals and not not_finite:
             sums = [float(part.sum(dtype=float)) for part in (average, apart[0], apart[-1])]
@@ -261,7 +273,7 @@ class Lookout:
     """
 
     def __init__(self, predictor: Predictor, counts: signals.Counts, shape: tuple[int, ...]) -> None:
-        """Predictor, counts to add to and shape (slices, M, H, W) of the image -> what computes slices of it."""
+        """Predictor, counts to add to, shape (slices, M, H, W) of the image -> what computes its slices."""
         config = predictor.file.config
         axes, runs = len(config.preprocess.views), config.predict.ensemble
         self._predictor, self._counts, self._alone = predictor, counts, axes * runs == 1

@@ -1,13 +1,14 @@
 """Every engine tells the same signals, and stops a level of a slice at the same step, as the plain way does.
 
 The plain way keeps the mask of a slice after every step in a list, and reads everything off that. Steps are
-those of the definition in float64, or, for `int16`, single steps of the engine itself. Rules are calm ones, so
-that no pixel lies on the threshold by less than the engines differ; counts are then equal, and probabilities
-agree as in test_predictions.py.
+those of the definition in float64, or, for `int16`, single steps of the engine itself. Rules are calm ones,
+so that no pixel lies on the threshold by less than the engines differ; counts are then equal, and
+probabilities agree as in test_predictions.py.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -105,7 +106,9 @@ def by_int16(file: ModelFile) -> Step:
     return step
 
 
-def plainly(file: ModelFile, volume: Volume, step: Step, patience: int | None, kind: type = np.float64) -> Told:
+def plainly(
+    file: ModelFile, volume: Volume, step: Step, patience: int | None, kind: type = np.float64
+) -> Told:
     """Model, scan and steps -> what there is to tell."""
     told, config = Told(), file.config
     image_channels, classes, levels = config.model.image_channels, config.model.classes, config.model.scales
@@ -154,7 +157,7 @@ def plainly(file: ModelFile, volume: Volume, step: Step, patience: int | None, k
                     states += [states[-1]] * (steps + 1 - len(states))
                     state = states[-1].copy()
                 last = [mask(s)[rows, columns] for s in states[-1 - max(1, steps // 4) :]]
-                told.flips += sum(int((a != b).sum()) for a, b in zip(last, last[1:], strict=False))
+                told.flips += sum(int((a != b).sum()) for a, b in itertools.pairwise(last))
                 told.fine += int((last[-1] > 0).sum())
                 if len(levels) > 1:
                     told.coarse += int((before[rows, columns] > 0).sum())
@@ -249,9 +252,7 @@ def test_nothing_depends_on_threads_or_instructions(numbers: str, patience: int 
             for threads in (1, 2, 4):
                 mask = np.zeros(voxels.shape[1:], np.uint8)
                 spread = np.zeros((1 + (views > 1), *mask.shape), np.float32)
-                counts = model.segment(
-                    voxels, mask, spread=spread, spacing=(0.8, 1.1, 2.0), threads=threads
-                )
+                counts = model.segment(voxels, mask, spread=spread, spacing=(0.8, 1.1, 2.0), threads=threads)
                 without = model.segment(voxels, mask, spacing=(0.8, 1.1, 2.0), threads=threads)
                 numbers_of = [
                     [getattr(one, name) for name, _ in counts._fields_] for one in (counts, without)

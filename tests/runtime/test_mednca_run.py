@@ -281,7 +281,16 @@ def test_anytime_stops_where_python_does_and_says_how_early(world: Path) -> None
 def test_help_names_every_option_and_info_tells_what_a_model_is(world: Path) -> None:
     text = succeeded("--help")
     assert text == succeeded("-h") == succeeded()
-    for option in ("--out", "--int16", "--gate", "--anytime", "--seed", "--ensemble", "--threads", "--instructions"):
+    for option in (
+        "--out",
+        "--int16",
+        "--gate",
+        "--anytime",
+        "--seed",
+        "--ensemble",
+        "--threads",
+        "--instructions",
+    ):
         assert re.search(rf"^ .*{option}\b", text, re.M), option
     for option in ("--force", "--quiet", "--bench", "--size", "--steps", "--info"):
         assert option in text
