@@ -114,3 +114,15 @@ def test_the_reliability_is_that_of_the_benchmark() -> None:
         found = [run["dice"] for run in runs if run["setting"] == setting]
         assert len(found) == 10
         assert f"{sum(dice >= 0.85 for dice in found)} of 10 {words}" in README
+
+
+def test_what_stopping_early_saves_and_costs_is_that_of_the_benchmark() -> None:
+    page = (ROOT / "docs/explanation/engines.md").read_text(encoding="utf-8")
+    report = result("benchmarks/results/anytime.json")
+    ways = report["ways"]
+    for patience in ("2", "4", "6", "8"):
+        way = ways[patience]
+        row = f"| {patience} | {way['steps_run']:.1%} | {way['time']:.1%} | {abs(way['dice_lost']):.4f} | "
+        assert row.replace("%", " %") + f"{way['most_lost']:.4f} |" in page
+    assert f"{ways['signals']['time'] - 1:.1%} more time".replace("%", " %") in page
+    assert len(report["cases"]) == 6 and report["trained_on"] == 6

@@ -213,7 +213,7 @@ def test_the_plain_way_has_something_to_tell() -> None:
     """Masks that change, levels that differ, slices that stop at different steps."""
     told = {kind: expected(kind, None, "fp32") for kind in KINDS}
     assert sum(one.flips for one in told.values()) > 50
-    assert sum(0 < one.agree < one.fine for one in told.values()) >= 3
+    assert sum(0 < one.agree < one.fine for one in told.values()) >= 2
     shares = [one.steps / one.all for one in (expected(kind, 2, "fp32") for kind in KINDS)]
     assert min(shares) > 0.3 and len({share for share in shares if share < 1}) >= 3
 
@@ -247,7 +247,7 @@ def test_nothing_depends_on_threads_or_instructions(numbers: str, patience: int 
         voxels[0, 28:42, 30:40] = np.random.default_rng(0).normal(size=(14, 10, 3))
         seen_by_all = Predictor(file, engine="native", probability=True).predict(Volume(voxels, np.eye(4)))
         assert seen_by_all.probability is not None  # few pixels are foreground, so that masks settle
-        rare = float(np.quantile(seen_by_all.probability.data.sum(axis=0), 0.997))
+        rare = float(np.quantile(seen_by_all.probability.data.sum(axis=0), 0.98))
         told = replace(file.config.predict, threshold=rare)
         file = replace(file, config=replace(file.config, predict=told))
         views = len(file.config.preprocess.views)
@@ -268,7 +268,8 @@ def test_nothing_depends_on_threads_or_instructions(numbers: str, patience: int 
                 assert numbers_of[0] == numbers_of[1]
         assert all(one == seen[0] for one in seen)
         ran = {name: seen[0][0][at] for at, (name, _) in enumerate(engine.Counts._fields_)}
-        assert 0 < ran["fine"] < 0.1 * voxels.size * views and ran["spread"] > 0
+        assert 0 < ran["fine"] < 0.5 * voxels.size * views * file.config.predict.ensemble
+        assert ran["spread"] > 0
         assert ran["steps"] < ran["all"] or patience is None
 
 
