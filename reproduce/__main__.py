@@ -29,6 +29,8 @@ SCRIPTS = {
     "paired": ("paired.json", "seconds, from stored results"),
     "leak": ("leak.json", "seconds, from stored results"),
     "steps": ("steps.json", "minutes, after table1"),
+    "fig5": ("fig5.json", "hours, after table1"),
+    "fig6": ("fig6.json", "hours, after table1"),
 }
 
 

@@ -26,6 +26,7 @@ class Experiment:
         recipe: Name of a recipe, or "plan:BUDGET".
         changes: Settings that replace the recipe's, one level of nesting.
         separate: Whether each label is a class of its own.
+        start: Experiment whose models, of the same seed and fold, the trainings begin with.
         seeds: Of the trainings.
         folds: The only folds that are trained; none gives all.
         cases: Held-out cases of each fold that are judged, the first ones; None judges all.
@@ -40,6 +41,7 @@ class Experiment:
     recipe: str
     changes: dict[str, Any] = field(default_factory=dict, hash=False)
     separate: bool = False
+    start: str = ""
     seeds: tuple[int, ...] = (0,)
     folds: tuple[str, ...] = ()
     cases: int | None = None
@@ -93,6 +95,10 @@ def _rows() -> Iterator[Experiment]:
     yield Experiment("hippocampus_unet_plain", "U-Net", _AUTHORS, "unet_plain", _UNET, minutes=12)
     yield Experiment("hippocampus_unet_authors", "U-Net, our training", _AUTHORS, "unet", _UNET, minutes=12)
     yield Experiment("hippocampus_best_authors", "ours, best", _AUTHORS, BEST, minutes=13)
+    twice = {"train": {"iterations": 20_000}}
+    yield Experiment(
+        "hippocampus_best_authors_long", "ours, best, twice as long", _AUTHORS, BEST, twice, minutes=26
+    )
     yield Experiment("hippocampus_lean_authors", "ours, lean", _AUTHORS, LEAN, minutes=7)
     yield Experiment("hippocampus_best", "ours, best", _PERSON, BEST, minutes=13)
     yield Experiment("hippocampus_lean", "ours, lean", _PERSON, LEAN, minutes=7)
@@ -103,9 +109,10 @@ def _rows() -> Iterator[Experiment]:
         "ours, best, a class for each label",
         _PERSON,
         BEST,
-        {"train": {"whole_weight": 1.0}},
+        {"train": {"whole_weight": 1.0, "iterations": 4000}},
         separate=True,
-        minutes=15,
+        start="hippocampus_best",
+        minutes=8,
     )
     for name, row, recipe, changes, minutes, why in (
         ("med_nca", "Med-NCA", "paper_prostate", {}, 3000, _NO_PAPER),
@@ -172,6 +179,7 @@ _OFFICIAL = {
         "sentinel": False,
         "step_range": (1.0, 1.0),
         "step_range_from": 0.0,
+        "init": "",
     },
     "augment": {
         "flip": (),

@@ -47,6 +47,8 @@ COMPARISONS = (
     Comparison("hippocampus_best", "hippocampus_nnunet_2d"),
     Comparison("hippocampus_best", "hippocampus_nnunet_3d_fullres"),
     Comparison("hippocampus_best_authors", AUTHORS),
+    Comparison("hippocampus_best_authors_long", AUTHORS),
+    Comparison("hippocampus_lean_authors", AUTHORS),
     Comparison("prostate_best", "prostate_unet"),
     Comparison("fetal_head_best", "fetal_head_unet"),
     Comparison("lungs_best", "lungs_unet"),

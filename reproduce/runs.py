@@ -162,6 +162,7 @@ def run(
     """
     from mednca.bench import machine
     from mednca.dataset import fingerprint, load_scans
+    from mednca.modelfile import load_model
     from mednca.train import finish, one_thread, open_run
 
     if experiment.by != "mednca":
@@ -192,7 +193,12 @@ def run(
     data = fingerprint(cases, scans)
     for training in wanted:
         config = configuration(experiment, data, training.seed, quick=quick)
-        folder = open_run(training.path, config, training.split, resume=True, force=False)
+        begin = None
+        if experiment.start:
+            folder_of_start = training.path.parents[2] / experiment.start
+            begin = load_model(folder_of_start / f"seed_{training.seed}" / training.fold)
+            config = replace(config, train=replace(config.train, init=begin.hash))
+        folder = open_run(training.path, config, training.split, begin, resume=True, force=False)
         was_finished, started = training.finished, time.perf_counter()
         try:
             with one_thread():
@@ -511,14 +517,21 @@ def _lines(log: Path) -> list[dict[str, Any]]:
 
 
 def _same_settings(settings: dict[str, Any] | None, training: Training) -> dict[str, Any] | None:
-    """Settings of the runs so far and one more run -> the settings without its seed; all must be the same."""
+    """Settings of the runs so far and one more run -> the settings without its seed; all must be the same,
+    but for the model that each fold begins with."""
+    from mednca.config import RunConfig, from_dict, to_dict
+
     file = training.path / "config.json"
     if not file.is_file():
         return settings
-    found: dict[str, Any] = read_json(file)
+    # By way of the configuration: settings that are younger than the run have their defaults.
+    config = to_dict(from_dict(RunConfig, read_json(file), str(file)))
+    found: dict[str, Any] = json.loads(json.dumps(config))
     seed = found["train"].pop("seed")
     if seed != training.seed:
         raise InputError(f"{file}: must have seed {training.seed} as its folder says, got {seed}")
+    if training.experiment.start:
+        found["train"]["init"] = training.experiment.start
     if settings is not None and found != settings:
         raise InputError(f"{file}: has other settings than the other runs of this experiment; remove them")
     return found

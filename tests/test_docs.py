@@ -46,6 +46,7 @@ WITH_RUN = {
     "docs/how-to/predict.md",
     "docs/how-to/resume-and-cross-validate.md",
     "docs/how-to/compare-with-nnunet.md",
+    "docs/how-to/robustness.md",
 }
 #: What is called by hand: every script here but the modules that others import.
 SCRIPTS = [

@@ -31,12 +31,12 @@ LIGHT = [
     *("errors", "files", "fire", "sentinel", "slices", "synthetic", "figures"),
     *("volume", "formats", "io", "cases", "doctor"),
     *("dicom", "join", "download"),
-    *("metrics", "evaluate", "report"),
+    *("metrics", "evaluate", "report", "perturb", "robustness", "robustness_report"),
     *("export", "bench", "calibrate"),
     *("rule", "config", "fingerprint", "cost", "plan", "recipes", "dataset", "modelfile", "card", "cli"),
     *("commands", "commands.predict", "commands.models", "commands.data", "commands.train", "commands.bench"),
-    *("nnunet", "commands.nnunet", "commands.plan"),
-    *("backends", "backends.numpy", "engine", "signals", "predict", "segment"),
+    *("nnunet", "commands.nnunet", "commands.plan", "commands.robustness"),
+    *("backends", "backends.numpy", "backends.onnx", "engine", "signals", "predict", "segment"),
 ]
 #: Modules that talk to a person; the others log.
 SPEAKING = {"cli", "commands", "demo", "__main__"}

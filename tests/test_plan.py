@@ -19,8 +19,9 @@ from mednca.cost import cost_of, iteration_seconds, slice_multiply_adds
 from mednca.dataset import fingerprint, foreground, load_scans
 from mednca.errors import InputError
 from mednca.fingerprint import Fingerprint
+from mednca.modelfile import shipped_model
 from mednca.nca import MedNCA
-from mednca.plan import BUDGETS, LEAST_HIDDEN, plan, reach, to_json
+from mednca.plan import BUDGETS, LEAST_HIDDEN, VIEWS, plan, reach, to_json
 from mednca.recipes import RECIPES, quick, recipe
 from mednca.rule import MedNCAConfig, multiply_adds, parameters
 from mednca.train import train
@@ -271,7 +272,7 @@ def test_one_huge_slice_does_not_make_the_canvas_huge() -> None:
 
 
 def test_a_large_image_is_worked_on_coarser_unless_what_is_sought_is_small() -> None:
-    for budget, side in (("pi", 96), ("laptop", 128), ("best", 192)):
+    for budget, side in (("pi", 64), ("laptop", 64), ("best", 64)):
         spacing = plan(ULTRASOUND, budget).config.preprocess.spacing
         assert spacing == pytest.approx((800 / side, 800 / side))
     large = replace(NUCLEI, shape=(800, 540, 1))
@@ -281,17 +282,47 @@ def test_a_large_image_is_worked_on_coarser_unless_what_is_sought_is_small() -> 
 
 def test_thick_slices_are_cut_and_resampled_in_their_plane_only() -> None:
     preprocess = plan(PROSTATE, "best").config.preprocess
-    assert preprocess.axes == (2,) and preprocess.spacing == pytest.approx((1.0, 1.0))
+    assert preprocess.axes == (2,)
+    assert preprocess.spacing == pytest.approx((2.685, 2.685), abs=1e-3)  # 10 cells across the foreground
     assert "3 mm apart" in plan(PROSTATE, "best").choices[0].why
 
 
 def test_sizes_that_differ_without_a_spacing_are_stretched_to_one() -> None:
     odd = replace(PROSTATE, spacing=(1.0, 1.0, 1.0), spacing_known=False, shape=(160, 160, 24))
     odd = replace(odd, least=(128, 128, 15), largest=(256, 256, 47))
-    assert plan(odd).config.preprocess.size == (160, 160)
-    assert plan(odd, "pi").config.preprocess.size == (96, 96)
+    assert plan(odd).config.preprocess.size == (64, 64)
+    assert plan(odd, "pi").config.preprocess.size == (64, 64)
     assert plan(replace(odd, spacing_known=True)).config.preprocess.size is None
     assert plan(replace(odd, least=(150, 150, 15), largest=(170, 170, 47))).config.preprocess.size is None
+
+
+def test_a_rare_foreground_is_learnt_on_whole_slices_and_kept_in_one_piece() -> None:
+    common = plan(replace(PROSTATE, share=0.05, one_piece=1.0)).config
+    assert (common.train.patch, common.predict.largest_component) == (32, False)
+    rare = plan(replace(PROSTATE, share=0.02, one_piece=1.0)).config
+    assert (rare.train.patch, rare.train.coarse_weight, rare.train.foreground) == (None, 0.3, 0.6)
+    assert rare.augment.bias > common.augment.bias and rare.predict.largest_component
+    assert not plan(replace(PROSTATE, share=0.02, one_piece=0.9)).config.predict.largest_component
+    assert not plan(replace(PROSTATE, share=0.02)).config.predict.largest_component
+
+
+def test_sizes_vary_in_training_as_they_do_in_files_without_a_spacing() -> None:
+    odd = replace(PROSTATE, extent=(50.0, 44.0, 14.0), extent_95=(80.0, 60.0, 20.0))
+    assert plan(odd).config.augment.scale == 0.2
+    unknown = replace(odd, spacing=(1.0, 1.0, 1.0), spacing_known=False)
+    assert plan(unknown).config.augment.scale == 0.5  # 0.6, but no more than that
+    assert plan(replace(unknown, extent_95=(65.0, 60.0, 20.0))).config.augment.scale == 0.36
+    assert plan(replace(unknown, extent_95=(51.0, 45.0, 15.0))).config.augment.scale == 0.2
+
+
+def test_a_shipped_model_is_the_start_where_it_fits_and_does_not_know_the_scans() -> None:
+    shipped = shipped_model("hippocampus")
+    fitting = shipped.config.model.channels == plan(PROSTATE).config.model.channels
+    assert plan(PROSTATE).config.train.init == (shipped.hash if fitting else "")
+    assert plan(replace(CROPS, seen_by=(shipped.hash,))).config.train.init == ""
+    assert plan(PROSTATE, "pi").config.train.init == ""
+    reasons = {choice.name: choice.why for choice in plan(PROSTATE).choices}
+    assert ("fewer iterations" if fitting else "does not fit: its channels") in reasons["start"]
 
 
 def test_channels_that_leave_no_room_cost_dense_filters_then_neighbours() -> None:
@@ -384,4 +415,42 @@ def test_small_sets_are_trained_less_long_and_none_longer_than_the_budget() -> N
         return plan(replace(ULTRASOUND, slices=slices)).config.train.iterations
 
     assert iterations(30) == 2000 and iterations(100_000) == 10_000
-    assert iterations(400) == 400 * 60 / plan(ULTRASOUND).config.train.batch_size
+    assert iterations(400) == 400 * 200 / plan(ULTRASOUND).config.train.batch_size
+
+
+def test_the_page_has_the_budgets_numbers() -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs/reference/planner.md").read_text(encoding="utf-8")
+    table = page[page.index("| | `pi` | `laptop` | `best` |") :].split("\n\n")[0]
+    rows = {
+        row.split("|")[1].strip(): [cell.strip() for cell in row.split("|")[2:5]]
+        for row in table.splitlines()
+    }
+
+    def stated(beginning: str) -> list[str]:
+        """Beginning of a row's name -> its cells."""
+        (found,) = (row for name, row in rows.items() if name.startswith(beginning))
+        return found
+
+    limits = [BUDGETS[name] for name in ("pi", "laptop", "best")]
+    for beginning, wanted in (
+        ("parameters", [f"{b.parameters:,}" for b in limits]),
+        ("filters", [b.perception for b in limits]),
+        ("channels n", [f"{b.channels}, {b.hidden}" for b in limits]),
+        ("multiply-adds", [f"{b.work:,.0f}" if math.isfinite(b.work) else "" for b in limits]),
+        ("cells of the longer side of a slice", [str(b.side) for b in limits]),
+        ("cells across", [str(b.across) for b in limits]),
+        ("cells of the longer side, at most", [f"{b.limit:,}" for b in limits]),
+        ("patch", [str(b.patch) for b in limits]),
+        ("iterations", [f"{b.iterations:,}" for b in limits]),
+        ("peak learning rate", [f"{b.learning_rate:g}" for b in limits]),
+        ("contrast", [f"{b.gamma:g}" for b in limits]),
+        ("fire-mask runs", [str(b.ensemble) for b in limits]),
+        ("begins with", [f"`{b.start}`" if b.start else "" for b in limits]),
+    ):
+        assert stated(beginning) == wanted, beginning
+    (least, most), first = BUDGETS["best"].step_range, plan(PROSTATE).config.train.step_range_from
+    assert (
+        stated("number of steps")[2] == f"{least:g} to {most:g}, after half of the iterations"
+        and first == 0.5
+    )
+    assert f"show each slice {VIEWS} times" in page

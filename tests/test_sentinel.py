@@ -42,6 +42,14 @@ def test_a_cliff_is_diverged_and_a_bump_is_not() -> None:
     assert verdicts([0.3, 0.7, 0.3], [0.8, 0.3, 0.8]) == ["healthy", "diverged", "healthy"]
 
 
+def test_a_single_batch_with_a_huge_loss_is_no_cliff() -> None:
+    watch = Sentinel(patience=30, window=10)
+    losses = [0.3] * 10 + [0.3] * 5 + [40.0] + [0.3] * 4 + [2.0] * 6 + [0.3] * 4
+    found = [watch.observe(i, loss, 0.8, 0.1, 1.0) for i, loss in enumerate(losses)]
+    assert [found[i] for i in (9, 19, 29)] == ["healthy", "healthy", "diverged"]
+    assert watch.losses == []
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_number_that_is_not_finite_is_diverged_at_once(bad: float) -> None:
     assert Sentinel(30).observe(0, bad, 0.5, 0.1, 1.0) == "diverged"

@@ -31,7 +31,7 @@ from mednca.modelfile import load_model
 from mednca.nca import run_eager
 from mednca.recipes import Fingerprint
 from mednca.sentinel import Sentinel
-from mednca.train import canvas_size, fit, held_out_cases, train
+from mednca.train import RECOVERY, canvas_size, fit, held_out_cases, train
 
 # TensorBoard's event writer warns of its own dependencies' ways.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -200,7 +200,21 @@ def test_a_number_that_is_not_finite_is_undone_and_written_down(
     assert second["event"] == "rolled back to iteration 12, learning rate halved"
     assert all(np.isfinite(array).all() for array in load_model(run.path).weights.values())
     state = run.load()
-    assert state is not None and state.attempt == 2 and state.rate_factor == 0.25 and state.iteration == 24
+    assert state is not None and state.attempt == 2 and state.iteration == 24
+    # Two healthy windows of 6 iterations since each failure, from half of what was left.
+    assert state.rate_factor == pytest.approx(0.5 * RECOVERY**2 / 2 * RECOVERY**2)
+
+
+def test_the_learning_rate_recovers_from_one_roll_back_and_not_from_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short_windows(monkeypatch)
+    for name, bad, factor in (("once", {(0, 7)}, 1.0), ("twice", {(0, 7), (1, 8)}, 0.5)):
+        with monkeypatch.context() as patch:
+            poisoned(patch, bad)
+            run = run_fit(tmp_path / name, config(iterations=90))
+        state = run.load()
+        assert state is not None and state.rate_factor == factor and len(events(run)) == len(bad)
 
 
 def test_an_absurd_learning_rate_ends_with_finite_weights_or_one_line(tmp_path: Path) -> None:

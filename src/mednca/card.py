@@ -34,6 +34,7 @@ def describe(model: ModelFile) -> str:
         "mask": ", ".join(decision),
         "recipe": config.recipe,
         "trained on": _training(card),
+        "began with": _began(card.get("began_with")),
         "range": _ranges(card.get("fingerprint")),
         "scores": _scores(card.get("scores")),
         "licence": card.get("licence"),
@@ -108,6 +109,15 @@ def _training(card: dict[str, Any]) -> str | None:
     told += [f"{len(cases)} cases"] if cases else []
     told += [f"{card['iterations']:,} iterations"] if isinstance(card.get("iterations"), int) else []
     return ", ".join(told) or None
+
+
+def _began(start: Any) -> str | None:
+    """What the card says of the model that the training began with -> its name, hash, data and licence."""
+    if not isinstance(start, dict) or not start.get("hash"):
+        return None
+    told = f"the rules of {start.get('name') or 'a model'} ({start['hash']})"
+    data = [str(start[name]) for name in ("data", "licence") if start.get(name)]
+    return told + (f", trained on {', '.join(data)}" if data else "")
 
 
 def _ranges(fingerprint: Any) -> str | None:

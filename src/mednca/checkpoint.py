@@ -4,6 +4,7 @@
 
     config.json             the complete configuration
     plan.json               what the planner chose and why, with the recipe native
+    init.safetensors        the model whose rules it began with, where there is one
     split.json              which cases train, which validate, by which rule
     metrics.jsonl           a line per logged iteration, validation and event
     tensorboard/            the same for TensorBoard
@@ -33,9 +34,11 @@ from torch import Tensor
 from mednca.config import RunConfig, from_dict, to_dict
 from mednca.errors import InputError
 from mednca.files import atomic_write, remove_leftovers
+from mednca.modelfile import ModelFile, load_model, save_model
 
 FORMAT = "mednca-checkpoint"
 VERSION = 1
+INIT = "init.safetensors"
 
 
 @dataclass
@@ -85,9 +88,15 @@ class RunFolder:
 
     @classmethod
     def create(
-        cls, path: Path, config: RunConfig, split: dict[str, Any], *, force: bool = False
+        cls,
+        path: Path,
+        config: RunConfig,
+        split: dict[str, Any],
+        begin: ModelFile | None = None,
+        *,
+        force: bool = False,
     ) -> RunFolder:
-        """Configuration and split -> a new run folder, whole or not at all.
+        """Configuration, split and maybe the model to begin with -> a new run folder, whole or not at all.
 
         Raises:
             InputError: If the folder exists and `force` is not set, or cannot be made. An existing folder
@@ -107,6 +116,8 @@ class RunFolder:
         try:
             atomic_write(temporary / "config.json", json.dumps(to_dict(config), indent=1))
             atomic_write(temporary / "split.json", json.dumps(split, indent=1))
+            if begin is not None:
+                save_model(temporary / INIT, begin)
             if path.exists():
                 old = Path(tempfile.mkdtemp(prefix=f".old-{path.name}-", dir=path.parent))
                 path.replace(old / path.name)
@@ -149,6 +160,17 @@ class RunFolder:
         if not isinstance(split, dict) or not {"training", "validation"} <= set(split):
             raise InputError(f"{self.path / 'split.json'}: expected lists 'training' and 'validation'")
         return split
+
+    def begin(self) -> ModelFile:
+        """The model whose rules the run began with.
+
+        Raises:
+            InputError: If it is missing, damaged or another one.
+        """
+        model, wanted = load_model(self.path / INIT), self.config().train.init
+        if model.hash != wanted:
+            raise InputError(f"{self.path / INIT}: must be the model {wanted}, got {model.hash}")
+        return model
 
     def _json(self, name: str) -> Any:
         try:

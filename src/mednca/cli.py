@@ -37,6 +37,7 @@ EXTRAS = {
     "requests": "data",
     "segmentation_models_pytorch": "baselines",
     "torchvision": "baselines",
+    "torchio": "robustness",
 }
 ABOUT = "Medical image segmentation that runs anywhere: neural cellular automata (Med-NCA)."
 
@@ -49,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     stopped = "what was not finished was not written"
     if words[:1] == ["train"]:
         stopped = "a training goes on with --resume"
+    if words[:1] == ["robustness"]:
+        stopped = "the same command goes on where it was"
     if words[:2] == ["data", "get"]:
         stopped = "the same command goes on with what has arrived"
     sys.exit(guarded(lambda: run(words), stopped))

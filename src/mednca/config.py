@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import sys
 import types
 import typing
@@ -96,6 +97,8 @@ class TrainConfig:
             faster so, and learns to last in the rest.
         whole_weight: Weight of the Dice loss of all classes together, beside that of each; for one class it
             has nothing to add.
+        init: Hash of the model whose rules the training begins with (`mednca.transfer`); "" begins with
+            random weights.
     """
 
     iterations: int = 5000
@@ -119,6 +122,7 @@ class TrainConfig:
     step_range: tuple[float, float] = field(default=(1.0, 1.0), metadata={"later": True})
     step_range_from: float = field(default=0.0, metadata={"later": True})
     whole_weight: float = field(default=0.0, metadata={"later": True})
+    init: str = field(default="", metadata={"later": True})
 
     def __post_init__(self) -> None:
         for name in ("iterations", "batch_size", "checkpoint_every"):
@@ -147,6 +151,10 @@ class TrainConfig:
             raise ValueError(f"schedule must be 'cosine' or 'exponential', got {self.schedule!r}")
         if self.patch is not None and self.patch < 2:
             raise ValueError(f"patch must be >= 2, got {self.patch}")
+        if not re.fullmatch(r"([0-9a-f]{16})?", self.init):
+            raise ValueError(
+                f"init must be the hash of a model, 16 hexadecimal digits, or '', got {self.init!r}"
+            )
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
 

@@ -14,6 +14,8 @@ from mednca.config import RunConfig
 from mednca.errors import InputError
 from mednca.fingerprint import Fingerprint, slice_axis
 from mednca.io import read_case, read_label, spacing_known
+from mednca.modelfile import shipped_model, shipped_models
+from mednca.predict import largest_component
 from mednca.slices import prepare_image, prepare_label
 from mednca.volume import Volume, same_affine
 
@@ -94,6 +96,7 @@ def fingerprint(cases: CaseSet, scans: Sequence[LabelledScan]) -> Fingerprint:
         least=voxels(shapes.min(axis=0)),
         largest=voxels(shapes.max(axis=0)),
         cases=len(scans),
+        seen_by=seen_by({scan.id for scan in scans}),
     )
     found = [measured for scan in scans if (measured := foreground(scan.label)) is not None]
     chords, extents = (np.array([pair[i] for pair in found]) for i in (0, 1))
@@ -103,8 +106,21 @@ def fingerprint(cases: CaseSet, scans: Sequence[LabelledScan]) -> Fingerprint:
         extent=lengths(np.median(extents, axis=0)),
         extent_95=lengths(np.percentile(extents, 95, axis=0)),
         chord=lengths(np.median(chords, axis=0)),
+        one_piece=float(np.mean([one_piece(scan.label) for scan in scans if scan.label.data.any()])),
         share=float(np.mean([np.mean(scan.label.data > 0) for scan in scans])),
     )
+
+
+def one_piece(label: Volume) -> bool:
+    """Label volume with foreground -> whether its largest piece has 99 % of it."""
+    inside = (label.data[0] > 0).astype(np.uint8)
+    return bool(largest_component(inside).sum() >= 0.99 * inside.sum())
+
+
+def seen_by(ids: set[str]) -> tuple[str, ...]:
+    """Ids of scans -> hashes of the shipped models that were trained on some of them."""
+    models = (shipped_model(name) for name in shipped_models())
+    return tuple(model.hash for model in models if ids & set(model.card.get("training_cases") or ()))
 
 
 def foreground(label: Volume) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:

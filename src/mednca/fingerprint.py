@@ -23,6 +23,8 @@ class Fingerprint:
         extent_95: 95th percentile of the same.
         chord: Mean length in mm of a line along each axis through the foreground; median over the scans.
         share: Share of the voxels that are foreground.
+        one_piece: Share of the scans with foreground where the largest piece has 99 % of it.
+        seen_by: Hashes of the shipped models that were trained on some of these scans, by their ids.
     """
 
     modalities: int
@@ -38,6 +40,8 @@ class Fingerprint:
     extent_95: tuple[float, float, float] | None = None
     chord: tuple[float, float, float] | None = None
     share: float | None = None
+    one_piece: float | None = None
+    seen_by: tuple[str, ...] = ()
 
 
 def slice_axis(data: Fingerprint) -> int:

@@ -18,8 +18,9 @@ from mednca.config import RunConfig, TrainConfig
 from mednca.errors import InputError, TrainingFailedError
 from mednca.losses import cross_entropy, dice_loss, whole_dice_loss
 from mednca.modelfile import ModelFile
-from mednca.nca import Run, downscale
+from mednca.nca import MedNCA, Run, downscale
 from mednca.sentinel import Sentinel
+from mednca.transfer import transferred
 
 #: Re-seeds and roll-backs after which a training gives up.
 ATTEMPTS = 6
@@ -28,18 +29,25 @@ ATTEMPTS = 6
 class Learner:
     """Model, running mean and optimiser of one training, and their way into and out of a checkpoint."""
 
-    def __init__(self, config: RunConfig, state: TrainState, device: str) -> None:
-        self.config, self.state, self.device = config, state, device
+    def __init__(
+        self, config: RunConfig, state: TrainState, device: str, begin: ModelFile | None = None
+    ) -> None:
+        self.config, self.state, self.device, self.begin = config, state, device, begin
         self.start(config.train.seed)
         if state.live:
             self.restore(state.live)
 
     def start(self, seed: int) -> None:
-        """Fresh weights, mean and optimiser from a seed; torch's global generator is left as it was."""
+        """Fresh weights, from a seed or from the model to begin with, mean and optimiser; torch's global
+        generator is left as it was."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model = build(self.config).to(self.device)
             self.mean = build(self.config).to(self.device).requires_grad_(False)
+        if self.begin is not None:
+            assert isinstance(self.model, MedNCA)
+            weights = transferred(self.begin, self.config, self.model.weights())
+            self.model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
         self.mean.load_state_dict(self.model.state_dict())
         self.optimizer = torch.optim.Adam(self.model.parameters(), betas=self.config.train.betas)
 
@@ -117,7 +125,7 @@ class Learner:
             return {"event": "re-seeded", "reason": verdict}
         self.restore(state.good)
         state.iteration, state.rate_factor = state.good_iteration, state.rate_factor / 2
-        state.sentinel["sums"] = [0.0] * 4
+        state.sentinel |= {"sums": [0.0] * 4, "losses": []}
         return {
             "event": f"rolled back to iteration {state.iteration}, learning rate halved",
             "reason": verdict,

@@ -15,6 +15,7 @@ is checked where the network is built. Nothing here needs torch.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -46,9 +47,9 @@ class ModelFile:
     """A trained model: configuration, weights by name, its card and, once calibrated, its range.
 
     `card` may hold: name, description, training_cases, iterations, finished, scores, data, licence,
-    attribution, intended_use, fingerprint (spacing_mm and size_mm, each [least, largest] per RAS+ axis, of
-    the training scans). `range`, where there is one, is what `check_range` takes; it names no model and so is
-    no part of the hash.
+    attribution, began_with, intended_use, fingerprint (spacing_mm and size_mm, each [least, largest] per
+    RAS+ axis, of the training scans). `range`, where there is one, is what `check_range` takes; it names no
+    model and so is no part of the hash.
     """
 
     config: RunConfig
@@ -209,6 +210,12 @@ def find_model(source: str | Path) -> Path:
     raise InputError(
         f"{source}: no such model; expected a run folder, a .safetensors file or a shipped model ({names})"
     )
+
+
+@functools.cache
+def shipped_model(name: str) -> ModelFile:
+    """Name of a shipped model -> the model, read once."""
+    return load_model(SHIPPED / f"{name}.safetensors")
 
 
 def shipped_models() -> list[str]:

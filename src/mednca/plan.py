@@ -17,8 +17,10 @@ from mednca.config import AugmentConfig, PredictConfig, RunConfig, TrainConfig
 from mednca.cost import LANES, Cost, cost_of, iteration_seconds
 from mednca.errors import InputError
 from mednca.fingerprint import Fingerprint, slice_axes, slice_axis
+from mednca.modelfile import shipped_model, shipped_models
 from mednca.rule import MedNCAConfig
 from mednca.slices import PreprocessConfig, padded_size, plane_axes
+from mednca.transfer import why_not
 
 Perception = Literal["dense", "depthwise"]
 
@@ -46,14 +48,25 @@ LEAST_HIDDEN = 32
 #: Channels that neither show the image nor answer, at the least.
 LEAST_FREE = 8
 LEAST_BATCH = 8
+#: The window of training has at least this share of the canvas's longer side.
+WINDOW = 0.4
 #: Where the window of training has less than this share of the canvas, what lies far off is learnt on the
 #: coarse levels: with a loss of their own, of this weight...
 PART = 0.25
 COARSE_WEIGHT = 0.5
 #: ... and with fewer slices and windows drawn around the foreground than elsewhere.
 FOREGROUND = 0.5
+#: A foreground of less than this share of the voxels is rare: it may lie anywhere and most windows would not
+#: hold any of it. Training then sees whole slices, with these settings.
+RARE = 0.03
+RARE_COARSE_WEIGHT, RARE_FOREGROUND = 0.3, 0.6
+RARE_TRANSLATION, RARE_BIAS = 0.15, 0.4
+#: Where so many of the labels are one piece, and rare, so is the mask.
+ONE_PIECE = 0.98
+#: Sizes are varied by this factor at most, where no spacing is known.
+LARGEST_SCALE = 0.5
 #: Small sets are trained until each slice was seen so often, and no longer than that, but at least...
-VIEWS = 60
+VIEWS = 200
 #: ... so many iterations.
 LEAST_ITERATIONS = 2000
 
@@ -71,7 +84,7 @@ class Budget:
         side: Cells of a slice's longer side beyond which the scan is worked on at a coarser spacing...
         across: ... as long as so many cells lie across the foreground's width...
         limit: ... and never more cells than this along a side.
-        patch: Side of the training window of the finer levels.
+        patch: Side of the training window of the finer levels, at the least.
         learning_rate: Peak rate.
         iterations: Most steps of the optimiser.
         ensemble: Fire-mask runs that are averaged.
@@ -79,6 +92,7 @@ class Budget:
         step_range: Factors on the steps that training varies them by.
         work: Most multiply-adds for a pixel, along all axes and in all runs together, padding aside.
         seconds: Most seconds of one core per iteration, by estimate.
+        start: Shipped model whose rules training begins with, where it fits and does not know the data.
     """
 
     parameters: int
@@ -97,13 +111,17 @@ class Budget:
     step_range: tuple[float, float] = (1.0, 1.0)
     work: float = math.inf
     seconds: float = 0.15
+    start: str = ""
 
 
 #: Name on the command line -> budget.
 BUDGETS = {
-    "pi": Budget(20_000, True, "depthwise", 16, 64, 96, 12, 256, 32, 8e-3, 6000, 1, work=100_000),
-    "laptop": Budget(45_000, False, "depthwise", 32, 64, 128, 16, 512, 40, 8e-3, 4000, 1),
-    "best": Budget(70_016, True, "dense", 16, 128, 192, 24, 1024, 32, 4e-3, 10_000, 3, 0.5, (0.4, 2.0)),
+    "pi": Budget(20_000, True, "depthwise", 16, 64, 64, 10, 256, 32, 8e-3, 6000, 1, work=100_000),
+    "laptop": Budget(45_000, False, "depthwise", 32, 64, 64, 10, 512, 40, 8e-3, 4000, 1),
+    "best": Budget(
+        *(70_016, True, "dense", 16, 128, 64, 10, 1024, 32, 4e-3, 10_000, 3, 0.5, (0.4, 2.0)),
+        start="hippocampus",
+    ),
 }
 
 
@@ -163,17 +181,24 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
     preprocess = replace(grid.preprocess, modalities=data.modalities, context=context)
     sides = tuple(min(side, max(span, limits.patch)) for side in grid.room)
     canvas = padded_size((sides[0], sides[1]), model.multiple, model.smallest)
-    partly = limits.patch**2 < PART * canvas[0] * canvas[1]
+    patch = max(limits.patch, 8 * math.ceil(WINDOW * max(canvas) / 8))
+    partly = patch**2 < PART * canvas[0] * canvas[1]
+    rare = data.share is not None and data.share < RARE
+    one_piece = rare and data.one_piece is not None and data.one_piece >= ONE_PIECE
     config = RunConfig(
         recipe_name(budget),
         model=model,
         preprocess=preprocess,
         # Left and right only: anatomy has no other mirror.
-        augment=AugmentConfig(flip=(0,) if plane_axes(axes[0])[0] == 0 else (), gamma=limits.gamma),
+        augment=AugmentConfig(
+            flip=(0,) if plane_axes(axes[0])[0] == 0 else (),
+            scale=size_range(data, plane_axes(axes[0])),
+            gamma=limits.gamma,
+        ),
         train=TrainConfig(
             iterations=limits.iterations,
             canvas=canvas,
-            patch=limits.patch,
+            patch=patch,
             learning_rate=limits.learning_rate,
             coarse_weight=COARSE_WEIGHT if partly else 0.0,
             foreground=FOREGROUND if partly else TrainConfig.foreground,
@@ -181,12 +206,22 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
             step_range=limits.step_range,
             step_range_from=0.5 if limits.step_range != (1.0, 1.0) else 0.0,
         ),
-        predict=PredictConfig(ensemble=limits.ensemble),
+        predict=PredictConfig(ensemble=limits.ensemble, largest_component=one_piece),
     )
+    if rare:
+        config = replace(
+            config,
+            augment=replace(config.augment, translation=RARE_TRANSLATION, bias=RARE_BIAS),
+            train=replace(
+                config.train, patch=None, coarse_weight=RARE_COARSE_WEIGHT, foreground=RARE_FOREGROUND
+            ),
+        )
     while config.train.batch_size > LEAST_BATCH and iteration_seconds(config) > limits.seconds:
         config = replace(config, train=replace(config.train, batch_size=config.train.batch_size - 2))
     wanted = max(LEAST_ITERATIONS, math.ceil(VIEWS * data.slices / config.train.batch_size))
     config = replace(config, train=replace(config.train, iterations=min(limits.iterations, wanted)))
+    start, why_start = start_of(limits, config, data)
+    config = replace(config, train=replace(config.train, init=start))
     cost = cost_of(config, data)
     coarse = " x ".join(str(side // model.multiple) for side in canvas)
     choices = (
@@ -208,7 +243,11 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
             f"{cost.parameters:,} parameters in {len(model.scales)} levels, of at most {limits.parameters:,}",
         ),
         Choice(
-            "patch", str(limits.patch), "training runs the finer levels on a window: less time and memory"
+            "patch",
+            "whole slices" if rare else str(patch),
+            f"the foreground is {100 * (data.share or 0):.2g} % of the voxels: most windows would hold none"
+            if rare
+            else "training runs the finer levels on a window: less time and memory",
         ),
         Choice(
             "batch",
@@ -220,7 +259,15 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
             f"{config.train.iterations} iterations",
             f"each slice about {seen(config, data, len(axes))} times; learning rate to "
             f"{limits.learning_rate:g} and down to 0"
-            + (", a loss on every level: the windows show a small part" if partly else ""),
+            + (", a loss on every level: the windows show a small part" if partly and not rare else ""),
+        ),
+        Choice("start", limits.start if start else "random weights", why_start),
+        Choice(
+            "mask",
+            "largest piece" if one_piece else "as it is",
+            "the labels are one piece each, and there is much room for others"
+            if one_piece
+            else "no cleaning: the labels do not call for it",
         ),
         Choice(
             "ensemble",
@@ -229,6 +276,28 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
         ),
     )
     return Plan(budget, data, config, choices, cost)
+
+
+def size_range(data: Fingerprint, plane: tuple[int, int]) -> float:
+    """Fingerprint and the axes of a slice -> how much training varies the size: more than usual where no
+    spacing tells how large an organ is and the sizes in the files differ by more."""
+    usual = AugmentConfig.scale
+    if data.spacing_known or data.extent is None or data.extent_95 is None:
+        return usual
+    return round(min(LARGEST_SCALE, max(usual, *(data.extent_95[a] / data.extent[a] - 1 for a in plane))), 2)
+
+
+def start_of(limits: Budget, config: RunConfig, data: Fingerprint) -> tuple[str, str]:
+    """Budget, configuration and fingerprint -> hash of the model that training begins with, "" for none, and
+    the reason."""
+    if limits.start not in shipped_models():
+        return "", "this budget has no model to begin with"
+    model = shipped_model(limits.start)
+    if model.hash in data.seen_by:
+        return "", f"the shipped model {limits.start} was trained on some of these scans"
+    if reason := why_not(model.config, config):
+        return "", f"the shipped model {limits.start} does not fit: {reason}"
+    return model.hash, "a rule learnt on another organ needs fewer iterations than random weights"
 
 
 def seen(config: RunConfig, data: Fingerprint, axes: int) -> int:

@@ -143,6 +143,7 @@ def unet(data: Fingerprint) -> RunConfig:
             precision="bfloat16",
             step_range=(1.0, 1.0),
             step_range_from=0.0,
+            init="",
         ),
         predict=replace(config.predict, ensemble=1),  # it draws nothing: every run is the same
         baseline=BaselineConfig("unet"),

@@ -35,12 +35,16 @@ from mednca.files import atomic_write
 from mednca.fingerprint import Fingerprint
 from mednca.learner import Learner, learning_rate, new_sentinel
 from mednca.metrics import dice_score
-from mednca.modelfile import ModelFile, save_model
+from mednca.modelfile import ModelFile, save_model, shipped_model, shipped_models
 from mednca.plan import Plan, to_json
 from mednca.predict import Predictor, check_device, choose_engine
 from mednca.report import Report, merge_reports
 from mednca.sentinel import Sentinel
+from mednca.transfer import check_unseen, why_not
 
+#: After a roll-back, the learning rate is back where it was after ten healthy windows: a cliff is an accident
+#: of some batches, and half the rate to the end costs accuracy. From the second one on it stays halved.
+RECOVERY = 2 ** (1 / 10)
 logger = logging.getLogger(__name__)
 
 
@@ -50,6 +54,7 @@ def train(
     configure: Callable[[Fingerprint], RunConfig],
     *,
     explain: Callable[[Fingerprint], Plan] | None = None,
+    begin: ModelFile | None = None,
     folds: int = 0,
     fold: int | None = None,
     validation: float = 0.2,
@@ -66,6 +71,8 @@ def train(
         out: Run folder to make, or, for a cross-validation, the folder of its runs `fold_0`, `fold_1`, ...
         configure: Gives the configuration for the data's fingerprint, as a recipe does.
         explain: Gives the plan behind the configuration, which is stored with its reasons in `plan.json`.
+        begin: The model that the configuration begins with, `train.init`; None looks among those that are
+            shipped.
         folds: Number of folds of a cross-validation; 0 makes one run.
         fold: The only fold to train, from 0; None trains all, one after the other.
         validation: Without folds: share of the cases that is kept out and reported on; 0 trains on all.
@@ -122,7 +129,7 @@ def train(
     }
     chosen = list(splits) if fold is None else [out / f"fold_{fold}"]
     # All folders are opened before the first is trained: one that is in the way is told now, not hours later.
-    runs = [open_run(path, config, splits[path], resume=resume, force=force) for path in chosen]
+    runs = [open_run(path, config, splits[path], begin, resume=resume, force=force) for path in chosen]
     if explain:
         for run in runs:
             atomic_write(run.path / "plan.json", to_json(explain(data)), force=True)
@@ -195,18 +202,51 @@ def held_out_cases(cases: CaseSet, share: float, seed: int) -> list[str]:
     return sorted(name for fold in folds[: part.numerator] for name in fold)
 
 
-def open_run(path: Path, config: RunConfig, split: dict[str, Any], *, resume: bool, force: bool) -> RunFolder:
-    """Path, configuration and split -> a new run folder, or, to resume, the existing one if it is the same.
+def open_run(
+    path: Path,
+    config: RunConfig,
+    split: dict[str, Any],
+    begin: ModelFile | None = None,
+    *,
+    resume: bool,
+    force: bool,
+) -> RunFolder:
+    """Path, configuration, split and the model to begin with -> a new run folder, or, to resume, the existing
+    one if it is the same.
 
     Raises:
-        InputError: If it exists and neither `resume` nor `force` is set, or is a run of something else.
+        InputError: If it exists and neither `resume` nor `force` is set, or is a run of something else; or
+            the model to begin with is not here, does not fit, or has seen cases that are held out.
     """
     if not resume or not path.exists():
-        return RunFolder.create(path, config, split, force=force)
+        if config.train.init:
+            begin = start_of(config, begin)
+            check_unseen(begin, split["validation"])
+        return RunFolder.create(path, config, split, begin if config.train.init else None, force=force)
     run = RunFolder.open(path)
     check_same(run, config, split)
     run.tidy()
     return run
+
+
+def start_of(config: RunConfig, begin: ModelFile | None = None) -> ModelFile:
+    """Configuration, and maybe the model that it begins with -> that model, else looked up among the shipped
+    ones.
+
+    Raises:
+        InputError: If it is not here, or does not fit.
+    """
+    if begin is None:
+        shipped = (shipped_model(name) for name in shipped_models())
+        begin = next((model for model in shipped if model.hash == config.train.init), None)
+    if begin is None or begin.hash != config.train.init:
+        got = f"got {begin.hash}" if begin else "no shipped model has it"
+        raise InputError(
+            f"the model to begin with must have the hash {config.train.init}, {got}; give it by --init"
+        )
+    if reason := why_not(begin.config, config):
+        raise InputError(f"the model to begin with, {begin.card.get('name') or begin.hash}: {reason}")
+    return begin
 
 
 def check_same(run: RunFolder, config: RunConfig, split: dict[str, Any]) -> None:
@@ -256,6 +296,13 @@ def finish(
         "training_cases": split["training"],
         "fingerprint": scan_ranges(training),
     }
+    if config.train.init:
+        begin = run.begin()
+        card["began_with"] = {"hash": begin.hash} | {
+            name: begin.card[name]
+            for name in ("name", "data", "licence", "attribution")
+            if begin.card.get(name)
+        }
     prepared = [case for scan in training for case in training_cases(scan, config)]
     held_out = [by_id[name] for name in split["validation"]]
     model = fit(run, config, prepared, held_out, card, device=device, engine=engine, progress=progress)
@@ -306,7 +353,7 @@ def fit(
     canvas = canvas_size(training, config)
     state = run.load() or TrainState()
     state.sentinel = state.sentinel or asdict(new_sentinel(settings))
-    learner = Learner(config, state, device)
+    learner = Learner(config, state, device, run.begin() if config.train.init else None)
     lines = run.rewind_log(state.logged)
     if half and (reason := why_no_half(device, engine)):
         told = {"event": "float32 instead of bfloat16", "reason": reason}
@@ -344,6 +391,8 @@ def fit(
                 continue
             if verdict == "healthy":
                 state.good, state.good_iteration = learner.tensors(), state.iteration
+                most = 0.5 ** max(0, state.attempt - 1)
+                state.rate_factor = max(state.rate_factor, min(most, state.rate_factor * RECOVERY))
             if iteration % 10 == 0 or state.iteration == settings.iterations:
                 entry = {
                     "kind": "train",

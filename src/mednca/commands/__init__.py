@@ -14,6 +14,7 @@ from mednca.commands.models import Calibrate, Export, ImportOfficial, Info
 from mednca.commands.nnunet import ExportNnunet
 from mednca.commands.plan import Plan
 from mednca.commands.predict import Evaluate, Predict
+from mednca.commands.robustness import Robustness
 from mednca.commands.train import Train
 
 #: Name on the command line, one word or two -> command.
@@ -22,6 +23,7 @@ COMMANDS: dict[str, type[Any]] = {
     "train": Train,
     "predict": Predict,
     "evaluate": Evaluate,
+    "robustness": Robustness,
     "info": Info,
     "export": Export,
     "calibrate": Calibrate,

@@ -45,6 +45,11 @@ class Train:
         None
     )
     """JSON file of settings that replace the recipe's, as {"train": {"patch": 48}}; see 'mednca info'."""
+    init: Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="(default: the plan's choice)")] = (
+        None
+    )
+    """Begin with the rules of this model (run folder, file or shipped model) instead of random weights; none
+    begins with random weights. It must not have seen the scans that are held out."""
     labels: Literal["merged", "separate"] = "merged"
     """One class for all labels (the recipes' way) or one for each."""
     iterations: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the recipe's)")] = None
@@ -82,6 +87,7 @@ class Train:
     def run(self) -> int:
         """Train, and print the table of the held-out cases."""
         from mednca.cases import find_labelled_cases
+        from mednca.modelfile import load_model
         from mednca.recipes import check_recipe
         from mednca.train import check_engine, train
 
@@ -93,6 +99,7 @@ class Train:
             self.out,
             self.configure,
             explain=self.explain if self.recipe == "native" else None,
+            begin=None if self.init in (None, "none") else load_model(self.init),
             folds=self.folds,
             fold=self.fold,
             validation=self.validation,
@@ -117,6 +124,7 @@ class Train:
         """Fingerprint of the data -> the recipe's configuration with the options put in."""
         from mednca.config import RunConfig, from_dict, merged, to_dict
         from mednca.files import read_json
+        from mednca.modelfile import load_model
         from mednca.recipes import recipe, with_classes
 
         config = recipe(self.recipe, data, self.budget)
@@ -127,6 +135,8 @@ class Train:
             config = from_dict(RunConfig, settings, str(self.config))
         names = ("iterations", "batch_size", "learning_rate", "seed")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if self.init is not None:
+            given["init"] = "" if self.init == "none" else load_model(self.init).hash
         try:
             return replace(config, train=replace(config.train, **given))
         except ValueError as error:
