@@ -33,7 +33,7 @@ static const char HELP[] =
     "      --gate N           look closely only where the coarse result, widened by N pixels, sees something:\n"
     "                         several times as fast, but what the coarse level misses stays missed; try 8\n"
     "      --anytime N        end a level of a slice when no pixel of its mask has changed for N steps: faster, and\n"
-    "                         nearly the same mask; try 8\n"
+    "                         nearly the same mask; try 4\n"
     "      --seed N           names the random stream of the cells that fire (0); the same seed, the same mask\n"
     "      --ensemble N       mean of N runs instead of the model's own number\n"
     "      --threads N        threads to use (one for each processor)\n"

@@ -36,9 +36,9 @@ from mednca.config import RunConfig
 from mednca.rule import MedNCAConfig
 
 Array = NDArray[np.floating[Any]]
-#: Steps without a change after which a mask counts as settled, unless something else is asked for: in so many
-#: hardly a cell has not fired (1 of 256 at a fire rate of one half). `benchmarks/bench_anytime.py` compares.
-PATIENCE = 8
+#: Steps without a change after which a mask counts as settled, unless something else is asked for: the number
+#: for which `benchmarks/bench_anytime.py` finds next to nothing lost, of models of two levels and of four.
+PATIENCE = 4
 
 
 def quarter(steps: int) -> int:

@@ -61,7 +61,7 @@ class Predict:
     """Compute the finer levels only within N pixels of what the coarse level found: faster, and what the
     coarse level misses stays missed. For native and int16."""
     anytime: Annotated[int | None, arg(metavar="[N]", help_behavior_hint="(default: all steps)")] = None
-    """End a level of a slice when no pixel of its mask has changed for N steps (8, if N is left out): faster,
+    """End a level of a slice when no pixel of its mask has changed for N steps (4, if N is left out): faster,
     and nearly the same mask."""
     force: bool = False
     """Replace existing masks."""
@@ -168,7 +168,7 @@ class Evaluate:
     """Compute the finer levels only within N pixels of what the coarse level found: faster, and what the
     coarse level misses stays missed. For native and int16."""
     anytime: Annotated[int | None, arg(metavar="[N]", help_behavior_hint="(default: all steps)")] = None
-    """End a level of a slice when no pixel of its mask has changed for N steps (8, if N is left out): faster,
+    """End a level of a slice when no pixel of its mask has changed for N steps (4, if N is left out): faster,
     and nearly the same mask."""
     force: bool = False
     """Replace an existing report."""
