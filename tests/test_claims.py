@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from mednca.modelfile import load_model
 from reproduce.plans import rows, stored
 
@@ -138,3 +140,18 @@ def test_the_reliability_is_that_of_the_benchmark() -> None:
         found = [run["dice"] for run in runs if run["setting"] == setting]
         assert len(found) == 10
         assert f"{sum(dice >= 0.85 for dice in found)} of 10 {words}" in README
+
+
+@pytest.mark.parametrize("name", ["anytime", "anytime_two_levels"])
+def test_what_stopping_early_saves_and_costs_is_that_of_the_benchmark(name: str) -> None:
+    page = (ROOT / "docs/explanation/engines.md").read_text(encoding="utf-8")
+    report = result(f"benchmarks/results/{name}.json")
+    for patience in ("2", "4", "6", "8"):
+        way = report["ways"][patience]
+        cells = [f"{100 * way['steps_run']:.1f} %", f"{100 * way['time']:.1f} %"]
+        cells += [f"{way[key]:.4f}".replace("-0.0000", "0.0000") for key in ("dice_lost", "most_lost")]
+        assert f"| {patience} | {' | '.join(cells)} |" in page
+    if name == "anytime":
+        assert f"{100 * report['ways']['signals']['time'] - 100:.1f} % more time" in page
+        assert report["model_hash"] == load_model("hippocampus").hash
+    assert len(report["cases"]) == report["trained_on"] == 6

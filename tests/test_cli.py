@@ -17,6 +17,7 @@ from mednca import __version__
 from mednca.cli import guarded, main
 from mednca.commands import COMMANDS
 from mednca.modelfile import load_model, save_model
+from mednca.signals import PATIENCE
 from tests.small import tiny_model, write_world
 
 
@@ -34,6 +35,17 @@ def run(capsys: pytest.CaptureFixture[str], *words: str, status: int = 0) -> tup
     out, err = capsys.readouterr()
     assert (stopped.value.code or 0) == status, err
     return out, err
+
+
+def test_anytime_takes_a_number_or_none(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start = ["predict", "--json", "--force"]
+    for words, patience in (([], None), (["--anytime"], PATIENCE), (["--anytime", "7"], 7)):
+        rest = ["model.safetensors", "scan.nii.gz", "-o", "mask.nii"]
+        for order in (start + words + rest, start + rest + words):
+            (report,) = json.loads(run(capsys, *order)[0])
+            assert report["patience"] == patience
+    out, err = run(capsys, *start, *rest, "--anytime", "-3", status=2)
+    assert "patience must be at least 1 step, got -3" in err and not out
 
 
 def examples(name: str) -> list[str]:

@@ -84,7 +84,7 @@ def test_structures_are_those_of_the_header(tmp_path: Path) -> None:
         for field, *_ in kind._fields_:
             lines.append(f'printf("{field} %zu\\n", offsetof({name}, {field}));')
             expected.append(f"{field} {getattr(kind, field).offset}")
-    for constant in ("LEVELS", "MODALITIES", "CLASSES", "MESSAGE"):
+    for constant in ("ABI", "LEVELS", "MODALITIES", "CLASSES", "MESSAGE"):
         lines.append(f'printf("{constant} %d\\n", MEDNCA_{constant});')
         expected.append(f"{constant} {getattr(engine, constant)}")
     source = tmp_path / "sizes.c"
@@ -133,6 +133,13 @@ def test_a_library_that_is_none_is_named(fresh: pytest.MonkeyPatch, tmp_path: Pa
     fresh.setattr(engine, "_files", lambda: [tmp_path / "missing.so", tmp_path / "_engine.so"])
     assert not engine.available()
     assert re.fullmatch(r"\S+/_engine.so cannot be loaded \(.*\); install mednca again", engine.why_not())
+
+
+@needs_engine
+def test_a_library_of_another_version_is_named(fresh: pytest.MonkeyPatch) -> None:
+    fresh.setattr(engine, "ABI", engine.ABI + 1)
+    wanted = rf"\S+ is of version {engine.ABI - 1}, version {engine.ABI} is needed; install mednca again"
+    assert re.fullmatch(wanted, engine.why_not())
 
 
 @needs_engine

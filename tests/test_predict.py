@@ -23,7 +23,7 @@ from mednca.predict import Predictor, decide, largest_component, plausibility, w
 from mednca.rule import MedNCAConfig, weight_shapes
 from mednca.segment import find_scans, predict_files
 from mednca.volume import Volume
-from tests.small import tiny_model, voxels, write_nifti
+from tests.small import SHAPE, tiny_model, voxels, write_nifti
 
 CODES = [
     "".join(codes)
@@ -379,6 +379,42 @@ def test_a_gate_is_wide_open_where_the_coarse_level_finds_nothing() -> None:
     assert report["computed"] == 1.0 and report["foreground_voxels"] == {"foreground": 0}
 
 
+@pytest.mark.parametrize("with_engine", ENGINES)
+@pytest.mark.parametrize(("least", "share"), [(5.0, 0.5), (-5.0, 0.5), (0.5, (3 / 16 + 2) / (20 / 16 + 20))])
+def test_an_empty_or_full_mask_is_believed_after_half_of_the_steps(
+    least: float, share: float, with_engine: str
+) -> None:
+    """Another as soon as it has not changed for two steps: here after the third, and the second that fine."""
+    model = bright(least)
+    model = replace(model, config=replace(model.config, model=replace(model.config.model, steps=(20, 20))))
+    data = np.zeros((1, 24, 16, 6), np.float32)
+    data[0, 4:8, 8:12] = 1
+    report = Predictor(model, engine=with_engine, patience=2).predict(Volume(data, np.eye(4))).report
+    assert report["steps_run"] / report["steps_all"] == pytest.approx(share, abs=1e-9)
+    assert report["signals"]["flips"] == 0 and report["signals"]["levels"] == 1
+    assert (report["foreground_voxels"]["foreground"] > 0) == (least < 5)
+
+
+def test_patience_is_a_number_of_steps() -> None:
+    with pytest.raises(InputError, match="patience must be at least 1 step, got 0"):
+        Predictor(MODELS["own grid"], engine="numpy", patience=0)
+
+
+def test_a_report_tells_what_the_answer_looks_like_from_inside() -> None:
+    model = MODELS["own grid"]
+    predictor = Predictor(model, probability=True)
+    report = predictor.predict(scan()).report
+    assert report["patience"] is None and report["steps_run"] == report["steps_all"] > 0
+    assert report["signals"].keys() == {"nqm", "samples", "axes", "flips", "levels"}
+    assert report["signals"]["samples"] == 2 and report["signals"]["axes"] is None
+    assert 0 < report["signals"]["levels"] < 1 and report["signals"]["nqm"] > 0
+    told = predictor.predict(scan())
+    assert told.spread is not None and told.spread.shape == SHAPE
+    assert Predictor(model).predict(scan()).spread is None
+    assert Predictor(model).predict(scan()).report["signals"] == report["signals"]
+    assert Predictor(model, signals=False).predict(scan()).report["signals"] is None
+
+
 @needs_engine
 def test_int16_needs_a_calibrated_model_and_counts_what_does_not_fit() -> None:
     model = MODELS["own grid"]
@@ -398,7 +434,7 @@ def test_a_model_that_overflows_is_told(with_engine: str) -> None:
     model = MODELS["own grid"]
     weights = {name: array * np.float32(1e12) for name, array in model.weights.items()}
     report = Predictor(replace(model, weights=weights), engine=with_engine).predict(scan()).report
-    assert report["not_finite"] > 0
+    assert report["not_finite"] > 0 and report["signals"] is None
     assert (
         "the model gave numbers that are not finite for this scan; do not use this mask" in report["warnings"]
     )

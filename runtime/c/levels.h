@@ -181,19 +181,91 @@ static Batch *step_rows(const mednca_model *m, const Rule *r, const Grid *g, uin
     return before;
 }
 
-/* Steps first .. first + steps - 1 of a level, by one member of a team. The border must be in place, and is again. */
+/* ---- The mask, looked at between steps ---- */
+
+/* What a team counts in a step. */
+typedef struct {
+    int32_t flips, filled; /* pixels that changed; pixels of the foreground */
+} Tally;
+
+typedef struct {
+    uint8_t *mask;               /* (height, width): 0 background, else 1 + the class */
+    Tally *tallies;              /* of steps with an even and with an odd number */
+    int64_t rows[2], columns[2]; /* where the slice lies: what was padded is not looked at */
+    int32_t patience, steps;     /* of the level; patience 0: all steps are run */
+    int32_t quiet, over;         /* steps without a flip; whether the level has ended early */
+    int64_t flips;               /* that this member has seen */
+} Watch;
+
+static uint8_t mask_value(const mednca_model *m, const Rule *r, const char *cell);
+
+static void add_up(int32_t *sum, int32_t value)
+{
+#ifdef __GNUC__
+    __atomic_fetch_add(sum, value, __ATOMIC_RELAXED);
+#else
+    *sum += value;
+#endif
+}
+
+/* The rows of a member of a team. */
+static void rows_of(const Grid *g, int32_t rank, int32_t team, int64_t *from, int64_t *to)
+{
+    const int64_t members = team < g->height / 2 ? team : g->height / 2; /* at least two rows each */
+    *from = rank < members ? g->height * rank / members : 0;
+    *to = rank < members ? g->height * (rank + 1) / members : 0;
+}
+
+/* The mask in a member's rows is brought up to date. tally: of the step; null before the first. */
+static void look(const mednca_model *m, const Rule *r, const Grid *g, Watch *w, int64_t from, int64_t to, Tally *tally)
+{
+    int32_t flips = 0, filled = 0;
+    from = from > w->rows[0] ? from : w->rows[0];
+    to = to < w->rows[1] ? to : w->rows[1];
+    for (int64_t y = from; y < to; y++) {
+        uint8_t *mask = w->mask + y * g->width;
+        const char *cell = g->states + y * g->row + w->columns[0] * g->cell;
+        for (int64_t x = w->columns[0]; x < w->columns[1]; x++, cell += g->cell) {
+            const uint8_t value = mask_value(m, r, cell);
+            flips += value != mask[x];
+            filled += value != 0;
+            mask[x] = value;
+        }
+    }
+    if (!tally)
+        return;
+    w->flips += flips;
+    add_up(&tally->flips, flips);
+    add_up(&tally->filled, filled);
+}
+
+/* Whether the mask will not change any more, as far as one can tell after so many steps. A mask that is empty or full says
+ * little: that is how the coarsest level begins. All members of a team find the same. */
+static int is_settled(Watch *w, const Tally *tally, int32_t done)
+{
+    const int64_t pixels = (w->rows[1] - w->rows[0]) * (w->columns[1] - w->columns[0]);
+    w->quiet = tally->flips ? 0 : w->quiet + 1;
+    return w->patience && w->quiet >= w->patience &&
+           ((tally->filled && tally->filled < pixels) || 2 * (int64_t)done >= w->steps);
+}
+
+/* Steps first .. first + steps - 1 of a level, by one member of a team. The border must be in place, and is again.
+ * watch: null, or looks at the mask after each step and may end the level. */
 static void run_level(const mednca_model *m, int32_t level, const Grid *g, int32_t first, int32_t steps, uint32_t seed, int64_t item,
-                      const uint8_t *gate, Desk *d, Barrier *barrier, int32_t rank, int32_t team, mednca_counts *counts)
+                      const uint8_t *gate, Desk *d, Barrier *barrier, int32_t rank, int32_t team, Watch *watch,
+                      mednca_counts *counts)
 {
     const Rule *r = &m->rules[level];
-    const int64_t members = team < g->height / 2 ? team : g->height / 2; /* at least two rows each */
-    const int64_t from = rank < members ? g->height * rank / members : 0;
-    const int64_t to = rank < members ? g->height * (rank + 1) / members : 0;
+    int64_t from, to;
+    rows_of(g, rank, team, &from, &to);
     for (int32_t step = first; step < first + steps; step++) {
         const uint32_t key = absorb(absorb(absorb(absorb(0, seed), level), step), item);
         counts->all += (to - from) * g->width;
+        counts->steps += (to - from) * g->width;
         Batch *last = from < to ? step_rows(m, r, g, key, from, to, team > 1, gate, d, counts) : 0;
         wait_for_all(barrier, team);
+        if (watch && rank == 0) /* all have read the tally of the step before */
+            watch->tallies[(step + 1) % 2] = (Tally){0, 0};
         if (last) {
             counts->saturated += apply(m, &d->first, 0, d->first.count);
             counts->saturated += apply(m, last, 0, last->count);
@@ -203,7 +275,14 @@ static void run_level(const mednca_model *m, int32_t level, const Grid *g, int32
             if (to == g->height)
                 mirror_row(g, g->height, g->height - 2);
         }
+        if (watch)
+            look(m, r, g, watch, from, to, &watch->tallies[step % 2]);
         wait_for_all(barrier, team);
+        if (watch && is_settled(watch, &watch->tallies[step % 2], step + 1)) {
+            watch->over = 1;
+            counts->all += (to - from) * g->width * (watch->steps - step - 1);
+            return;
+        }
     }
 }
 

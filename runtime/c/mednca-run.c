@@ -32,6 +32,8 @@ static const char HELP[] =
     "                         the model must have been calibrated for it ('mednca-run MODEL --info' tells)\n"
     "      --gate N           look closely only where the coarse result, widened by N pixels, sees something:\n"
     "                         several times as fast, but what the coarse level misses stays missed; try 8\n"
+    "      --anytime N        end a level of a slice when no pixel of its mask has changed for N steps: faster, and\n"
+    "                         nearly the same mask; try 4\n"
     "      --seed N           names the random stream of the cells that fire (0); the same seed, the same mask\n"
     "      --ensemble N       mean of N runs instead of the model's own number\n"
     "      --threads N        threads to use (one for each processor)\n"
@@ -264,7 +266,10 @@ static void run_scan(const mednca_model *model, const settings *set)
                 " numbers did not fit the model's int16 range and were cut off; compare "
                 "with the mask without --int16\n",
                 set->scan, counts.saturated);
-    printf("%s: %" PRId64 " foreground voxels, %.1f s\n", set->out, found, now() - start);
+    printf("%s: %" PRId64 " foreground voxels, %.1f s", set->out, found, now() - start);
+    if (set->engine.patience)
+        printf(", %.0f %% of the steps", 100 * (double)counts.steps / (double)counts.all);
+    printf("\n");
     free(mask);
     nifti_free(&image);
 }
@@ -353,9 +358,9 @@ static int read_option(settings *set, const char *option, const char *value)
         const char *name;
         int valued;
     } known[] = {
-        {"--out", 1},     {"--int16", 0},        {"--gate", 1},  {"--seed", 1},  {"--ensemble", 1},
-        {"--threads", 1}, {"--force", 0},        {"--quiet", 0}, {"--bench", 0}, {"--info", 0},
-        {"--hash", 0},    {"--instructions", 1}, {"--size", 1},  {"--steps", 1},
+        {"--out", 1},     {"--int16", 0},        {"--gate", 1},    {"--seed", 1},  {"--ensemble", 1},
+        {"--threads", 1}, {"--force", 0},        {"--quiet", 0},   {"--bench", 0}, {"--info", 0},
+        {"--hash", 0},    {"--instructions", 1}, {"--anytime", 1}, {"--size", 1},  {"--steps", 1},
     };
     size_t length = strcspn(option, "="), i = 0, count = sizeof known / sizeof *known;
     if (!strcmp(option, "-o"))
@@ -382,6 +387,8 @@ static int read_option(settings *set, const char *option, const char *value)
         set->engine.numbers = MEDNCA_INT16;
     else if (!strcmp(name, "--gate"))
         set->engine.gate = (int32_t)whole_number(name, value, 0, 10000);
+    else if (!strcmp(name, "--anytime"))
+        set->engine.patience = (int32_t)whole_number(name, value, 1, 100000);
     else if (!strcmp(name, "--seed"))
         set->engine.seed = (uint32_t)whole_number(name, value, INT64_MIN, INT64_MAX);
     else if (!strcmp(name, "--ensemble"))

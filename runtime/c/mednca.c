@@ -145,6 +145,10 @@ typedef struct {
     float *shares;               /* (K, height, width): probabilities, summed over the ensemble */
     float *row, *taps;           /* one row of a slice; the weights of one of its pixels */
     uint8_t *gate, *dilated;     /* (grid rows, grid columns) */
+    uint8_t *mask;               /* (grid rows, grid columns), see Watch */
+    Tally *tallies;
+    float *whole;                /* (height, width): the foreground's probability in one sample */
+    float *mean, *apart;         /* (rows, columns): its mean over the samples, the sum of their squared distances from it */
     float *flat;                 /* where slices are normalised one by one: their pixels side by side */
     uint32_t *histogram;         /* 65536 */
     char *grids[2];              /* levels take turns; the last one has the first */
@@ -178,6 +182,11 @@ static int64_t work_at(const mednca_model *m, const mednca_job *j, char *memory,
     w->taps = (float *)piece(&p, taps * 4);
     w->gate = (uint8_t *)piece(&p, m->options.gate >= 0 ? cells : 0);
     w->dilated = (uint8_t *)piece(&p, m->options.gate >= 0 ? cells : 0);
+    w->mask = (uint8_t *)piece(&p, m->options.patience > 0 || m->options.signals ? cells : 0);
+    w->tallies = (Tally *)piece(&p, 2 * sizeof(Tally));
+    w->whole = (float *)piece(&p, m->options.signals ? j->height * j->width * 4 : 0);
+    w->mean = (float *)piece(&p, m->options.signals ? j->rows * j->columns * 4 : 0);
+    w->apart = (float *)piece(&p, m->options.signals ? j->rows * j->columns * 4 : 0);
     w->grids[0] = piece(&p, grid_size(m, j->grid_rows, j->grid_columns));
     w->grids[1] = piece(&p, f->levels > 1 ? grid_size(m, j->grid_rows / coarse, j->grid_columns / coarse) : 0);
     w->flat = (float *)piece(&p, m->per_slice ? j->height * j->width * 4 : 0);
@@ -282,6 +291,8 @@ void mednca_turn(mednca_job *job, int32_t view)
     plan(job->model, &job->scan, view, &turned, 0, 0); /* mednca_begin() has seen that all views can be planned */
     memcpy(turned.low, job->low, sizeof turned.low);
     memcpy(turned.high, job->high, sizeof turned.high);
+    turned.spread = job->spread;
+    memcpy(turned.spread_strides, job->spread_strides, sizeof turned.spread_strides);
     *job = turned;
 }
 
@@ -404,26 +415,31 @@ static double power_of_e(double x)
     return sum * scale;
 }
 
-/* Logits of a cell -> probabilities of the classes; the background's logit is 0. Returns 0 where one is not finite. */
-static int softmax(const mednca_model *m, const Rule *r, const char *cell, float *shares, int64_t apart, float part)
+/* Logits of a cell -> probabilities of the classes, added up, and of them all; the background's logit is 0. Returns 0 where one
+ * is not finite. */
+static int softmax(const mednca_model *m, const Rule *r, const char *cell, float *shares, int64_t apart, float part, float *whole)
 {
     const int64_t first = m->facts.image_channels, classes = m->facts.classes;
     double most = 0, sum;
     for (int64_t k = 0; k < classes; k++) {
         const double logit = (double)get(m, r, cell, first + k);
-        if (!(logit - logit == 0))
+        if (!(logit - logit == 0)) {
+            *whole = 0;
             return 0;
+        }
         most = logit > most ? logit : most;
     }
-    sum = power_of_e(-most);
+    const double background = sum = power_of_e(-most);
     for (int64_t k = 0; k < classes; k++)
         sum += power_of_e((double)get(m, r, cell, first + k) - most);
+    *whole = (float)(1 - background / sum);
     for (int64_t k = 0; k < classes; k++)
         shares[k * apart] += (float)(power_of_e((double)get(m, r, cell, first + k) - most) / sum) * part;
     return 1;
 }
 
-static int is_foreground(const mednca_model *m, const Rule *r, const char *cell)
+/* The probability of the foreground. */
+static double foreground(const mednca_model *m, const Rule *r, const char *cell)
 {
     const int64_t first = m->facts.image_channels;
     double most = 0, sum;
@@ -433,7 +449,43 @@ static int is_foreground(const mednca_model *m, const Rule *r, const char *cell)
     const double background = sum;
     for (int64_t k = 0; k < m->facts.classes; k++)
         sum += power_of_e((double)get(m, r, cell, first + k) - most);
-    return 1 - background / sum > m->threshold;
+    return 1 - background / sum;
+}
+
+static int is_foreground(const mednca_model *m, const Rule *r, const char *cell)
+{
+    return foreground(m, r, cell) > m->threshold;
+}
+
+/* What can be said of most cells without a power of e. */
+static void find_logits(mednca_model *m)
+{
+    double low = -80, high = 80;
+    int bits = 0;
+    while (high - low > 1e-12) { /* one class: 1 / (1 + e^-x) > threshold, as foreground() would have it */
+        const double x = (low + high) / 2, most = x > 0 ? x : 0, background = power_of_e(-most);
+        *(1 - background / (background + power_of_e(x - most)) > m->threshold ? &high : &low) = x;
+    }
+    m->logit = (float)high;
+    while (1 << bits < m->facts.classes)
+        bits++;
+    m->no_logit = (float)(low - 0.6932 * bits - 1e-3); /* the sum of K powers is at most K times the largest */
+}
+
+/* A cell's value in the mask of a level: 0 background, else 1 + the likeliest class. */
+static uint8_t mask_value(const mednca_model *m, const Rule *r, const char *cell)
+{
+    const int64_t first = m->facts.image_channels;
+    int64_t best = 0;
+    float most = get(m, r, cell, first);
+    for (int64_t k = 1; k < m->facts.classes; k++) {
+        const float logit = get(m, r, cell, first + k);
+        best = logit > most ? k : best;
+        most = logit > most ? logit : most;
+    }
+    if (most > m->logit || (m->facts.classes > 1 && most > m->no_logit && is_foreground(m, r, cell)))
+        return (uint8_t)(1 + best);
+    return 0;
 }
 
 /* The coarse foreground, dilated by a square -> the cells of the next level that may fire. 0 where there is no foreground:
@@ -461,35 +513,110 @@ static int open_gate(const mednca_job *j, Work *w, int32_t level, const Grid *g)
     return found > 0;
 }
 
+/* Row y of the slice's voxels from a plane of pixels (height, width) -> out, which is returned. */
+static const float *voxel_row(const mednca_job *j, const Work *w, const float *plane, int64_t y, float *out)
+{
+    const int64_t longest = j->columns > j->width ? j->columns : j->width;
+    float *mix = j->width == j->columns ? out : w->row + j->model->facts.classes * longest;
+    int64_t count = 1, first = y;
+    if (j->rows != j->height)
+        first = taps_of(j->height, j->rows, y, 0, w->taps, &count);
+    for (int64_t x = 0; x < j->width; x++) {
+        float sum = 0;
+        for (int64_t t = 0; t < count; t++)
+            sum += w->taps[t] * plane[(first + t) * j->width + x];
+        mix[x] = j->rows == j->height ? plane[y * j->width + x] : sum;
+    }
+    if (j->width != j->columns)
+        resize_row(mix, j->width, out, j->columns, 0, w->taps);
+    return out;
+}
+
+/* One more sample of the foreground's probability (in whole) -> mean and squared distances, of `number` others so far. */
+static void add_sample(const mednca_job *j, Work *w, int32_t number)
+{
+    for (int64_t y = 0; y < j->rows; y++) {
+        const float *row = voxel_row(j, w, w->whole, y, w->row);
+        float *mean = w->mean + y * j->columns, *apart = w->apart + y * j->columns;
+        for (int64_t x = 0; x < j->columns; x++) {
+            const float before = number ? mean[x] : row[x], delta = row[x] - before;
+            mean[x] = before + delta / (float)(number + 1);
+            apart[x] = (number ? apart[x] : 0) + delta * (row[x] - mean[x]);
+        }
+    }
+}
+
+/* The square root, without the machine's library. */
+static double root(double x)
+{
+    uint64_t bits;
+    double y;
+    if (!(x > 1e-30))
+        return x != x ? x : 0;
+    memcpy(&bits, &x, 8);
+    bits = (bits >> 1) + ((uint64_t)1023 << 51); /* half the exponent: within 7 % */
+    memcpy(&y, &bits, 8);
+    for (int i = 0; i < 4; i++)
+        y = 0.5 * (y + x / y);
+    return y;
+}
+
+/* A number of the size of 1 in units of 2^-24, so that sums do not depend on their order. */
+static int64_t in_units(double x)
+{
+    return x - x == 0 ? nearest(x * 16777216.0) : 0;
+}
+
+/* How far the samples of a voxel lie apart, and the means of the axes.
+ *
+ * sum: the probability of the foreground, averaged over the views so far, each with its part of all views; earlier: the same
+ * before this one; there: where the spread goes, or null; samples: of this view. Until the last view there holds the squared
+ * distances within and between the views. */
+static void note_spread(const mednca_job *j, float apart, float sum, float earlier, char *there, int32_t samples,
+                        mednca_counts *counts)
+{
+    const double views = j->model->facts.views, view = (double)j->view;
+    double within = apart, between = 0;
+    float kept[2] = {0, 0};
+    if (there && view > 0) {
+        memcpy(&kept[0], there, 4);
+        memcpy(&kept[1], there + j->spread_strides[0], 4);
+        const double delta = views * ((double)sum - (double)earlier) - views * (double)earlier / view;
+        within += (double)kept[0];
+        between = (double)kept[1] + delta * delta * view / (view + 1);
+    }
+    if (view + 1 == views) {
+        counts->mean += in_units((double)sum);
+        if (views > 1 && !there)
+            return;
+        within = root((within + samples * between) / (samples * views));
+        between = root(between / views);
+        counts->spread += in_units(within);
+        counts->axes += in_units(between);
+    }
+    kept[0] = (float)within;
+    kept[1] = (float)between;
+    if (there)
+        memcpy(there, &kept[0], 4);
+    if (there && views > 1)
+        memcpy(there + j->spread_strides[0], &kept[1], 4);
+}
+
 /* Probabilities (K, height, width) -> the probabilities of the slice's voxels, averaged over the views so far, and the
  * mask, once all have been seen. */
 static void decide(const mednca_job *j, int64_t slice, Work *w, uint8_t *mask, const int64_t *mask_strides, float *probability,
-                   const int64_t *probability_strides)
+                   const int64_t *probability_strides, int32_t samples, mednca_counts *counts)
 {
     const mednca_model *m = j->model;
     const mednca_facts *f = &m->facts;
     const int axis = f->axes[j->view], rows = axis == 0 ? 1 : 0, columns = axis == 2 ? 1 : 2;
     const int64_t longest = j->columns > j->width ? j->columns : j->width;
-    float *mixed = w->row + f->classes * longest;
     for (int64_t y = 0; y < j->rows; y++) {
-        for (int64_t k = 0; k < f->classes; k++) {
-            const float *plane = w->shares + k * j->height * j->width;
-            float *out = w->row + k * longest, *mix = j->width == j->columns ? out : mixed;
-            int64_t count = 1, first = y;
-            if (j->rows != j->height)
-                first = taps_of(j->height, j->rows, y, 0, w->taps, &count);
-            for (int64_t x = 0; x < j->width; x++) {
-                float sum = 0;
-                for (int64_t t = 0; t < count; t++)
-                    sum += w->taps[t] * plane[(first + t) * j->width + x];
-                mix[x] = j->rows == j->height ? plane[y * j->width + x] : sum;
-            }
-            if (j->width != j->columns)
-                resize_row(mix, j->width, out, j->columns, 0, w->taps);
-        }
+        for (int64_t k = 0; k < f->classes; k++)
+            voxel_row(j, w, w->shares + k * j->height * j->width, y, w->row + k * longest);
         for (int64_t x = 0; x < j->columns; x++) {
             int64_t at[3], best = 0;
-            float sum = 0;
+            float sum = 0, earlier = 0;
             at[axis] = slice;
             at[rows] = y;
             at[columns] = x;
@@ -503,11 +630,17 @@ static void decide(const mednca_job *j, int64_t slice, Work *w, uint8_t *mask, c
                         memcpy(&before, there, 4);
                     share = before + share * (1.0f / (float)f->views);
                     w->row[k * longest + x] = share;
+                    earlier += before;
                 }
                 sum += share;
                 best = share > w->row[best * longest + x] ? k : best;
                 if (there)
                     memcpy(there, &share, 4);
+            }
+            if (m->options.signals) {
+                const int64_t *strides = j->spread_strides;
+                char *there = j->spread ? (char *)j->spread + at[0] * strides[1] + at[1] * strides[2] + at[2] * strides[3] : 0;
+                note_spread(j, w->apart[y * j->columns + x], sum, earlier, there, samples, counts);
             }
             if (j->view + 1 < f->views)
                 continue;
@@ -517,6 +650,86 @@ static void decide(const mednca_job *j, int64_t slice, Work *w, uint8_t *mask, c
     }
 }
 
+/* All steps of a level of a slice, or as many as it takes to settle; on the way what the signals are made of is counted.
+ * Returns how many samples of the foreground's probability were taken before the end. */
+static int32_t run_watched(const mednca_job *j, Work *w, int32_t level, const Grid *g, uint32_t seed, int64_t slice,
+                           const uint8_t *gate, Desk *desk, int32_t rank, int32_t team, mednca_counts *counts)
+{
+    const mednca_model *m = j->model;
+    const mednca_facts *f = &m->facts;
+    const Rule *r = &m->rules[level];
+    const int64_t scale = f->scales[level];
+    const int32_t steps = f->steps[level], patience = m->options.patience > 0 ? m->options.patience : 0;
+    const int32_t signals = m->options.signals && level + 1 == f->levels;
+    const int32_t quarter = signals ? (steps < 8 ? 1 : steps / 4) : 0;
+    const int32_t samples = f->ensemble * f->views > 1 ? 0 : quarter < 3 ? quarter : 3;
+    const int32_t parts = samples || !signals ? samples : 1; /* of the last quarter */
+    int32_t at = 0;
+    int64_t from, to;
+    Watch watch = {.mask = w->mask, .tallies = w->tallies, .patience = patience, .steps = steps,
+                   .rows = {j->top / scale, (j->top + j->height + scale - 1) / scale},
+                   .columns = {j->left / scale, (j->left + j->width + scale - 1) / scale}};
+    rows_of(g, rank, team, &from, &to);
+    if (patience)
+        look(m, r, g, &watch, from, to, 0);
+    for (int32_t part = parts; part >= 0; part--) { /* the steps before the last quarter, then its parts */
+        const int32_t until = steps - (part ? part * quarter / parts : 0);
+        const int looks = patience || (signals && part < parts);
+        if (!watch.over)
+            run_level(m, level, g, at, until - at, seed, slice, gate, desk, w->barrier, rank, team, looks ? &watch : 0, counts);
+        at = until;
+        if (part == parts) {
+            watch.flips = 0;
+            if (signals && !patience)
+                look(m, r, g, &watch, from, to, 0);
+        }
+        if (part && samples) {
+            if (rank == 0) {
+                for (int64_t y = 0; y < j->height; y++)
+                    for (int64_t x = 0; x < j->width; x++)
+                        w->whole[y * j->width + x] =
+                            (float)foreground(m, r, g->states + (y + j->top) * g->row + (x + j->left) * g->cell);
+                add_sample(j, w, parts - part);
+            }
+            wait_for_all(w->barrier, team);
+        }
+    }
+    counts->flips += signals ? watch.flips : 0;
+    return samples;
+}
+
+/* The end of a run, by one member: its probabilities are added up, and its mask compared with that of the level before. */
+static void end_run(const mednca_job *j, Work *w, const Grid *grid, const Grid *coarse, mednca_counts *counts)
+{
+    const mednca_model *m = j->model;
+    const mednca_facts *f = &m->facts;
+    const int32_t last = f->levels - 1, factor = last ? f->scales[last - 1] : 1;
+    const float part = 1.0f / (float)f->ensemble;
+    float unused;
+    for (int64_t y = 0; y < j->height; y++)
+        for (int64_t x = 0; x < j->width; x++) {
+            const int64_t i = y * j->width + x, row = y + j->top, column = x + j->left;
+            const char *cell = grid->states + row * grid->row + column * grid->cell;
+            float *whole = m->options.signals ? w->whole + i : &unused;
+            counts->broken += !softmax(m, &m->rules[last], cell, w->shares + i, j->height * j->width, part, whole);
+            if (!m->options.signals)
+                continue;
+            const uint8_t value = mask_value(m, &m->rules[last], cell);
+            counts->fine += value != 0;
+            if (!last)
+                continue;
+            const uint8_t before = mask_value(m, &m->rules[last - 1], coarse->states + row / factor * coarse->row +
+                                                                          column / factor * coarse->cell);
+            counts->coarse += before != 0;
+            counts->agree += value && value == before;
+        }
+}
+
+int32_t mednca_abi(void)
+{
+    return MEDNCA_ABI;
+}
+
 void mednca_slice(const mednca_job *job, int64_t slice, void *work, int32_t rank, int32_t team, uint8_t *mask,
                   const int64_t *mask_strides, float *probability, const int64_t *probability_strides, mednca_counts *counts)
 {
@@ -524,6 +737,7 @@ void mednca_slice(const mednca_job *job, int64_t slice, void *work, int32_t rank
     const mednca_facts *f = &m->facts;
     Work w;
     Desk desk;
+    int32_t samples = 0;
     work_at(m, job, aligned(work), team, &w);
     desk_at(m, w.desks + rank * w.desk_size, job->grid_columns, &desk);
     if (rank == 0) {
@@ -545,26 +759,27 @@ void mednca_slice(const mednca_job *job, int64_t slice, void *work, int32_t rank
                 gate = w.gate;
             }
             wait_for_all(w.barrier, team); /* nobody lifts before all have done their part of the level above */
+            if (rank == 0)
+                w.tallies[0] = w.tallies[1] = (Tally){0, 0};
             fill(job, &w, level, &grid, &coarse, from, to, counts);
             wait_for_all(w.barrier, team);
             if (rank == 0 && team > 1) /* the rows beyond the borders mirror rows that another member may have filled */
                 mirror(&grid, 0, height);
             wait_for_all(w.barrier, team);
-            run_level(m, level, &grid, 0, f->steps[level], m->options.seed + (uint32_t)member, slice, gate, &desk, w.barrier, rank,
-                      team, counts);
+            samples += run_watched(job, &w, level, &grid, m->options.seed + (uint32_t)member, slice, gate, &desk, rank, team, counts);
         }
-        if (rank == 0)
-            for (int64_t y = 0; y < job->height; y++)
-                for (int64_t x = 0; x < job->width; x++)
-                    counts->broken += !softmax(m, &m->rules[f->levels - 1],
-                                           grid.states + (y + job->top) * grid.row + (x + job->left) * grid.cell,
-                                           w.shares + y * job->width + x, job->height * job->width, 1.0f / (float)f->ensemble);
+        if (rank == 0) {
+            end_run(job, &w, &grid, &coarse, counts);
+            if (m->options.signals)
+                add_sample(job, &w, samples);
+        }
+        samples++;
         wait_for_all(w.barrier, team);
     }
     if (rank == 0 && f->views > 1 && !probability)
         counts->broken += job->rows * job->columns; /* there is no average */
     if (rank == 0)
-        decide(job, slice, &w, mask, mask_strides, probability, probability_strides);
+        decide(job, slice, &w, mask, mask_strides, probability, probability_strides, samples, counts);
     wait_for_all(w.barrier, team);
 }
 
@@ -595,7 +810,7 @@ void mednca_level(const mednca_model *model, int32_t level, float *state, int64_
         mirror(&g, 0, height);
     }
     wait_for_all(barrier, team);
-    run_level(model, level, &g, first, steps, seed, item, gate, &desk, barrier, rank, team, counts);
+    run_level(model, level, &g, first, steps, seed, item, gate, &desk, barrier, rank, team, 0, counts);
     if (rank == 0)
         for (int64_t i = 0; i < height * width; i++)
             for (int64_t c = 0; c < n; c++)

@@ -30,7 +30,8 @@
 #define MEDNCA_API
 #endif
 
-enum { MEDNCA_VERSION = 2, MEDNCA_LEVELS = 8, MEDNCA_MODALITIES = 16, MEDNCA_CLASSES = 255, MEDNCA_MESSAGE = 256 };
+/* MEDNCA_VERSION: the newest model format that is read; MEDNCA_ABI: rises when a structure or a function here changes. */
+enum { MEDNCA_VERSION = 2, MEDNCA_ABI = 3, MEDNCA_LEVELS = 8, MEDNCA_MODALITIES = 16, MEDNCA_CLASSES = 255, MEDNCA_MESSAGE = 256 };
 
 /* Arithmetic of the cells. */
 enum {
@@ -50,6 +51,9 @@ typedef struct {
     int32_t gauge;                /* 1: rewrite the rule with fewer multiplications where that is well conditioned; 0: do not */
     int32_t gate;                 /* >= 0: finer levels only where the coarse foreground, dilated by so many pixels, lies; -1: everywhere */
     int32_t ensemble;             /* runs with other fire masks to average; 0: the model's own number */
+    int32_t patience;             /* > 0: a level of a slice ends when no pixel of its mask has flipped for so many steps, and, where
+                                   * the mask is empty or full, half of its steps have been run; 0: all steps are run */
+    int32_t signals;              /* 1: mednca_slice() also tells how sure the model is, see mednca_counts and mednca_job.spread */
     uint32_t seed;                /* names the random stream of the fire masks */
     int32_t steps[MEDNCA_LEVELS]; /* steps of each level; 0: the model's own number */
     const char *instructions;     /* one of mednca_instructions(); null: the best */
@@ -88,14 +92,34 @@ typedef struct {
     int64_t grid_rows, grid_columns;          /* and after padding */
     int64_t top, left;                        /* where the slice lies in that */
     double low[MEDNCA_MODALITIES], high[MEDNCA_MODALITIES]; /* normalisation */
+    /* Set by the caller after mednca_begin(), with options.signals: floats, (x, y, z) at spread_strides[1 .. 3] bytes. There is
+     * written how far the samples of the foreground's probability lie apart (standard deviation): the ends of all runs, with
+     * other fire masks and along other axes; of a model with one run, up to four states of the last quarter of its steps.
+     * With several axes there must be two such arrays, spread_strides[0] bytes apart, for mednca_slice() to count spread: the
+     * second is for the means of the axes. Else null will do. */
+    float *spread;
+    int64_t spread_strides[4];
 } mednca_job;
 
 typedef struct {
     int64_t cells;     /* updates of cells that were computed */
-    int64_t all;       /* cells times steps: what would have been looked at without fire masks and gate */
+    int64_t all;       /* cells times steps: what would have been looked at without fire masks, gate and patience */
+    int64_t steps;     /* of these, those of steps that were run: less than all where levels ended early */
     int64_t saturated; /* int16: numbers that did not fit their range; 0 in fp32 */
     int64_t broken;    /* logits that are not finite: the model does not work on this scan, the mask is worthless */
+    /* With options.signals, of all runs and slices. Pixels are those of the slices as the model sees them: */
+    int64_t flips;     /* how often a pixel's value in the mask changed in the last quarter of the finest level's steps */
+    int64_t fine;      /* pixels of the foreground in the end */
+    int64_t coarse;    /* and at the end of the level before; 0 where there is none */
+    int64_t agree;     /* in both, and of the same class */
+    /* and over the scan's voxels, in units of 2^-24: */
+    int64_t mean;      /* the probability of the foreground */
+    int64_t spread;    /* how far its samples lie apart; see mednca_job.spread */
+    int64_t axes;      /* and its means along each axis */
 } mednca_counts;
+
+/* MEDNCA_ABI of the library. */
+MEDNCA_API int32_t mednca_abi(void);
 
 /* Names of the instruction sets that this library has and this machine runs, best first; null after the last. */
 MEDNCA_API const char *mednca_instructions(int32_t index);
@@ -116,7 +140,7 @@ MEDNCA_API size_t mednca_work_size(const mednca_model *model, const mednca_scan 
 MEDNCA_API int mednca_begin(const mednca_model *model, const mednca_scan *scan, void *work, mednca_job *job, char *message,
                             size_t message_size);
 
-/* The same scan cut across another axis of the model: view 0 .. facts.views - 1. */
+/* The same scan cut across another axis of the model: view 0 .. facts.views - 1. spread stays. */
 MEDNCA_API void mednca_turn(mednca_job *job, int32_t view);
 
 /* One slice. Its part of the mask, and of the probabilities of the classes unless null, is written: mask voxel (x, y, z)

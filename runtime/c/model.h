@@ -12,12 +12,15 @@ struct mednca_model {
     double spacing[2];
     int64_t size[2];
     double threshold;
+    float logit, no_logit; /* of a class: above, the cell is foreground; at or below, with no other class above, it is not */
     uint32_t fire_threshold;
     int64_t n; /* channels, padded */
     Rule rules[MEDNCA_LEVELS];
     void *memory[12 * MEDNCA_LEVELS]; /* what to free */
     int memories;
 };
+
+static void find_logits(mednca_model *m);
 
 static int fail(char *message, size_t size, const char *text)
 {
@@ -585,6 +588,7 @@ mednca_model *mednca_open(const void *bytes, size_t size, const mednca_options *
     if (m->options.ensemble > 0)
         f->ensemble = m->options.ensemble;
     f->numbers = m->options.numbers;
+    find_logits(m);
     strncpy(f->instructions, m->kernels->name, sizeof f->instructions - 1);
     m->n = padded(f->channels, m->kernels->lanes);
     return m;

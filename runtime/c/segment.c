@@ -135,6 +135,7 @@ void in_parallel(int32_t count, Work *work, void *what, mednca_counts *counts)
     for (int32_t i = 0; i < count; i++) {
         counts->cells += counted[i].cells;
         counts->all += counted[i].all;
+        counts->steps += counted[i].steps;
         counts->saturated += counted[i].saturated;
         counts->broken += counted[i].broken;
         progress.done += counted[i].all;

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -105,15 +106,32 @@ def run(words: Sequence[str]) -> int:
         raise InputError(f"{got}; choose one of {', '.join(COMMANDS)}, or see mednca --help")
     # tyro reads the descriptions of the options off the class, but drops the examples of its docstring.
     text = inspect.cleandoc(COMMANDS[name].__doc__ or "")
+    given = words[len(name.split()) :]
+    if "anytime" in getattr(COMMANDS[name], "__dataclass_fields__", {}):
+        given = with_patience(given)
     command = tyro.cli(
         COMMANDS[name],
         prog=f"mednca {name}",
         description=text,
-        args=list(words[len(name.split()) :]),
+        args=list(given),
         config=(FlagCreatePairsOff,),
     )
     status: int = command.run()
     return status
+
+
+def with_patience(words: Sequence[str]) -> list[str]:
+    """Words -> the same, with the usual number after an --anytime that has none."""
+    if "--anytime" not in words:
+        return list(words)
+    from mednca.signals import PATIENCE
+
+    found: list[str] = []
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        found += (
+            [word, str(PATIENCE)] if word == "--anytime" and not re.fullmatch(r"[-+]?\d+", after) else [word]
+        )
+    return found
 
 
 def overview(group: str = "") -> str:

@@ -33,6 +33,10 @@ Array = Any
 Progress = Callable[[int, int], None]
 NUMBERS = ("fp32", "int16")
 LEVELS, MODALITIES, CLASSES, MESSAGE = 8, 16, 255, 256
+#: Version of the structures and functions that are declared here.
+ABI = 3
+#: Units of `Counts.mean`, `spread` and `axes` in 1.
+UNITS = 1 << 24
 _STRIDED = 0x001C  # PyBUF_STRIDES | PyBUF_FORMAT
 _int32, _int64 = ctypes.c_int32, ctypes.c_int64
 
@@ -41,7 +45,7 @@ class Options(ctypes.Structure):
     """mednca_options."""
 
     _fields_ = [
-        *((name, _int32) for name in ("numbers", "gauge", "gate", "ensemble")),
+        *((name, _int32) for name in ("numbers", "gauge", "gate", "ensemble", "patience", "signals")),
         ("seed", ctypes.c_uint32),
         ("steps", _int32 * LEVELS),
         ("instructions", ctypes.c_char_p),
@@ -86,21 +90,24 @@ class Job(ctypes.Structure):
         *((name, _int64) for name in ("view", "slices", "rows", "columns", "height", "width")),
         *((name, _int64) for name in ("grid_rows", "grid_columns", "top", "left")),
         *((name, ctypes.c_double * MODALITIES) for name in ("low", "high")),
+        ("spread", ctypes.c_void_p),
+        ("spread_strides", _int64 * 4),
     ]
 
 
 class Counts(ctypes.Structure):
-    """mednca_counts: cell updates computed, cells times steps, numbers that did not fit int16, logits that
-    are not finite."""
+    """mednca_counts: cell updates computed, cells times steps, those of steps that were run, numbers that did
+    not fit int16, logits that are not finite; then what signals are made of (`mednca.signals`)."""
 
-    _fields_ = [(name, _int64) for name in ("cells", "all", "saturated", "broken")]
+    _fields_ = [
+        *((name, _int64) for name in ("cells", "all", "steps", "saturated", "broken")),
+        *((name, _int64) for name in ("flips", "fine", "coarse", "agree", "mean", "spread", "axes")),
+    ]
 
     @classmethod
     def total(cls, parts: Sequence[Counts]) -> Counts:
         """The counts of several threads -> their sum."""
-        return cls(
-            *(sum(getattr(part, name) for part in parts) for name in ("cells", "all", "saturated", "broken"))
-        )
+        return cls(*(sum(getattr(part, name) for part in parts) for name, *_ in cls._fields_))
 
 
 class _Buffer(ctypes.Structure):
@@ -147,6 +154,7 @@ def _load() -> ctypes.CDLL | str:
         pixels = [pointer, strides]
         grid, key = [_int64, _int64], ctypes.c_uint32
         declared: dict[str, tuple[Any, list[Any]]] = {
+            "abi": (_int32, []),
             "instructions": (text, [_int32]),
             "has_bfloat16": (ctypes.c_int, []),
             "open": (pointer, [text, size, ctypes.POINTER(Options), *message]),
@@ -179,6 +187,8 @@ def _load() -> ctypes.CDLL | str:
         for name, (result, arguments) in declared.items():
             function = getattr(library, f"mednca_{name}")
             function.restype, function.argtypes = result, arguments
+        if (found := library.mednca_abi()) != ABI:
+            return f"{path} is of version {found}, version {ABI} is needed; install mednca again"
     except (OSError, AttributeError) as error:
         return f"{path} cannot be loaded ({error}); install mednca again"
     return library
@@ -317,6 +327,8 @@ class Model:
         seed: int = 0,
         steps: Sequence[int] = (),
         instructions: str | None = None,
+        patience: int | None = None,
+        signals: bool = False,
     ) -> None:
         """Content of a model file -> the model.
 
@@ -329,6 +341,9 @@ class Model:
             seed: Names the random stream of the fire masks; its lower 32 bits count.
             steps: Steps of each level instead of the model's own.
             instructions: One of `instructions()` instead of the best.
+            patience: A level of a slice ends when no pixel of its mask has changed for so many steps (see
+                `mednca.signals`); None runs all steps.
+            signals: Whether `segment` also counts what the signals are made of.
 
         Raises:
             InputError: If the model cannot be used so.
@@ -341,6 +356,8 @@ class Model:
             int(gauge),
             -1 if gate is None else gate,
             ensemble,
+            patience or 0,
+            int(signals),
             seed & 0xFFFFFFFF,
             (_int32 * LEVELS)(*steps),
             told,
@@ -351,6 +368,7 @@ class Model:
             raise InputError(_text(message))
         # Not at exit: a thread that was left behind by an interrupt may still compute.
         weakref.finalize(self, self._library.mednca_close, self._handle).atexit = False
+        self.signals = signals
         self.facts = Facts()
         self._library.mednca_about(self._handle, self.facts)
 
@@ -359,6 +377,7 @@ class Model:
         voxels: Array,
         mask: Array,
         probability: Array | None = None,
+        spread: Array | None = None,
         *,
         spacing: Sequence[float],
         threads: int = 1,
@@ -375,6 +394,9 @@ class Model:
             voxels: Integers of up to 32 bits, float32 or float64, on axes that run as RAS+.
             mask: uint8 (X, Y, Z), written to: 0 background, else the value of a class.
             probability: float32 (K, X, Y, Z), written to.
+            spread: float32 (1, X, Y, Z), written to: standard deviation of the samples of the foreground's
+                probability, if the model was opened with `signals`. Of a model of several axes (2, X, Y, Z):
+                also of its means along each axis.
             spacing: Distance of neighbouring voxels in mm, along X, Y and Z.
             threads: How many threads to use.
             progress: Called in the calling thread with slices done and slices in all, along all axes.
@@ -399,6 +421,14 @@ class Model:
             shares = locate(
                 memoryview(numbers).cast("f", (self.facts.classes, *source.shape[1:])), writable=True
             )
+        deviations = None
+        several = (1 + (self.facts.views > 1), *source.shape[1:])
+        if self.signals and spread is not None:
+            deviations = locate(spread, writable=True)
+            _check("spread", deviations, several, _FLOAT32, "float32")
+        elif self.signals and self.facts.views > 1:  # those of one axis are summed up there
+            numbers = memory(4 * math.prod(several))
+            deviations = locate(memoryview(numbers).cast("f", several), writable=True)
         if threads < 1 or len(spacing) != 3:
             raise ValueError(f"threads must be at least 1 and spacing 3 numbers, got {threads} and {spacing}")
         scan = Scan(source.address, source.type, 1.0, 0.0, source.shape, source.strides, tuple(spacing))
@@ -413,6 +443,8 @@ class Model:
         job, first = Job(), desk(1)
         if self._library.mednca_begin(self._handle, scan, first.address, job, message, MESSAGE):
             raise InputError(_text(message))
+        if deviations:
+            job.spread, job.spread_strides = deviations.address, deviations.stride_array()
         counts = [Counts() for _ in range(threads)]
         lengths = [source.shape[1 + axis] for axis in self.facts.axes[: self.facts.views]]
         for view, (slices, told) in enumerate(zip(lengths, in_turn(progress, lengths), strict=True)):

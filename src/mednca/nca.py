@@ -102,15 +102,25 @@ class Backbone(nn.Module):
         return torch.where(fires.unsqueeze(1), state + self.update(self.perceive(state)), state)
 
 
+#: Looks on: level, steps done, state (B, n, H, W) -> bool (B, 1, 1): which items go on.
+Watch = Callable[[int, int, Tensor], Tensor]
 #: A way to run a rule: rule, state (B, n, H, W), key, window, steps -> state after the steps.
 Run = Callable[[Backbone, Tensor, FireKey, Window, int], Tensor]
 
 
-def run_eager(rule: Backbone, state: Tensor, key: FireKey, window: Window, steps: int) -> Tensor:
-    """State (B, n, H, W) -> state after `steps` steps; the reference."""
+def run_eager(
+    rule: Backbone, state: Tensor, key: FireKey, window: Window, steps: int, watch: Watch | None = None
+) -> Tensor:
+    """State (B, n, H, W) -> state after `steps` steps, or as many as the watch lets run; the reference."""
     for step in range(steps):
         fires = fire_mask(key, step, window.items, window.rows, window.columns, rule.config.fire_rate)
+        if watch is not None:
+            fires = fires & watch(key.level, step, state)
+            if not fires.any():
+                continue
         state = rule.step(state, fires)
+    if watch is not None:
+        watch(key.level, steps, state)
     return state
 
 

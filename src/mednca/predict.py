@@ -13,13 +13,13 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation
 from numpy.typing import NDArray
 
-from mednca import __version__, backends, engine
+from mednca import __version__, backends, engine, signals
 from mednca.backends import numpy as in_numpy
 from mednca.card import model_warnings
 from mednca.config import BaselineConfig, RunConfig
@@ -30,6 +30,8 @@ from mednca.slices import pad_to, prepare_image, restore, with_context
 from mednca.volume import Volume
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mednca.nca import Run
 
 #: Engines of prediction: in C with float32, in C with 16-bit integers, in NumPy, two ways in PyTorch.
@@ -39,11 +41,19 @@ IN_C = ("native", "int16")
 CELLS = 1 << 17
 
 Array = NDArray[np.float32]
-#: Mask (X, Y, Z), probabilities (K, X, Y, Z), and counts for the report.
-Found = tuple[NDArray[np.uint8], Array, dict[str, Any]]
+#: Mask (X, Y, Z), probabilities (K, X, Y, Z), their spread (1 or 2, X, Y, Z), and counts for the report.
+Found = tuple[NDArray[np.uint8], Array, Array, dict[str, Any]]
 #: Computes slices: image (B, I, H, W), numbers of the slices (B,) and a seed -> probabilities (B, K, H, W).
 Share = Callable[[Array, NDArray[np.int64], int], Array]
 _log = logging.getLogger(__name__)
+
+
+class WatchedShare(Protocol):
+    """A `Share` that lets somebody look on."""
+
+    def __call__(
+        self, image: Array, numbers: NDArray[np.int64], seed: int, watch: signals.Watch | None = None, /
+    ) -> Array: ...
 
 
 @dataclass(frozen=True)
@@ -53,12 +63,17 @@ class Prediction:
     Attributes:
         mask: uint8 (1, X, Y, Z) in the scan's grid: 0 background, else the value of a class.
         probability: float32 (K, X, Y, Z), where it was asked for.
-        report: Version, model hash, seed, device, engine, seconds, foreground volume in ml, warnings.
+        report: Version, model hash, seed, device, engine, seconds, foreground volume in ml, signals,
+            warnings.
+        spread: float32 (1, X, Y, Z), where probabilities and signals were asked for: the standard deviation
+            of the samples of the foreground's probability (`mednca.signals`). Of a model of several axes
+            (2, X, Y, Z): also of its means along each axis.
     """
 
     mask: Volume
     probability: Volume | None
     report: dict[str, Any]
+    spread: Volume | None = None
 
 
 @dataclass
@@ -75,6 +90,10 @@ class Predictor:
             depend on it.
         gate: Of the engines in C: finer levels are computed only within so many pixels of the coarse
             foreground. None computes them everywhere.
+        patience: A level of a slice ends when no pixel of its mask has changed for so many steps
+            (`mednca.signals`). None runs all steps.
+        signals: Whether the report tells what the model's answer looks like from inside (`mednca.signals`).
+            Mask and probabilities are the same to the bit.
         saturated: Numbers so far that did not fit the range of `int16`.
 
     Raises:
@@ -88,6 +107,8 @@ class Predictor:
     probability: bool = False
     threads: int | None = None
     gate: int | None = None
+    patience: int | None = None
+    signals: bool = True
     saturated: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -97,12 +118,23 @@ class Predictor:
                 raise InputError(f"{name} is for the engines {' and '.join(IN_C)}, this one is {self.engine}")
             if value is not None and value < least:
                 raise InputError(f"{name} must be at least {least}, got {value}")
+        if self.patience is not None and self.patience < 1:
+            raise InputError(f"patience must be at least 1 step, got {self.patience}")
+        if self.patience is not None and not self.file.config.is_automaton:
+            raise InputError("patience is for cellular automata, this model is none; leave it out")
         self._hash = self.file.hash
         if self.engine in IN_C:
             self.threads = self.threads or engine.processors()
-            self._model = open_in_c(self.file, self.engine, seed=self.seed, gate=self.gate)
+            self._model = open_in_c(
+                self.file,
+                self.engine,
+                seed=self.seed,
+                gate=self.gate,
+                patience=self.patience,
+                signals=self.signals,
+            )
         else:
-            self._share = share_with(self.file, self.engine, self.device)
+            self.share = share_with(self.file, self.engine, self.device)
 
     @property
     def labels(self) -> dict[int, str]:
@@ -126,7 +158,7 @@ class Predictor:
                 f"this model takes scans of {config.preprocess.modalities} channel(s), got {volume.channels}"
             )
         in_c = self.engine in IN_C
-        mask, probability, told = (self._in_c if in_c else self._in_slices)(volume, progress)
+        mask, probability, spread, told = (self._in_c if in_c else self._in_slices)(volume, progress)
         if config.predict.largest_component:
             body = along_body(mask[None], volume)[0]
             body[...] = largest_component(body)
@@ -142,6 +174,7 @@ class Predictor:
             "instructions": self._model.facts.instructions.decode() if in_c else None,
             "threads": self.threads,
             "gate": self.gate,
+            "patience": self.patience,
             "ensemble": config.predict.ensemble,
             "shape": list(volume.shape),
             "spacing_mm": [round(float(s), 6) for s in volume.spacing],
@@ -156,6 +189,7 @@ class Predictor:
             volume.with_data(mask[None]),
             volume.with_data(probability) if self.probability else None,
             report,
+            volume.with_data(spread) if self.probability and self.signals else None,
         )
 
     def _in_c(self, volume: Volume, progress: Progress | None) -> Found:
@@ -164,20 +198,32 @@ class Predictor:
         mask = np.zeros((1, *volume.shape), np.uint8)
         classes = self.file.config.model.classes if self.probability else 0
         probability = np.zeros((classes, *volume.shape), np.float32)
+        several = 1 + (len(self.file.config.preprocess.views) > 1) if classes and self.signals else 0
+        spread = np.zeros((several, *volume.shape), np.float32)
         spacing = np.empty(3)
         spacing[io_orientation(volume.affine)[:, 0].astype(int)] = volume.spacing
         counts = self._model.segment(
             along_body(readable(volume.data), volume),
             along_body(mask, volume)[0],
             along_body(probability, volume) if classes else None,
+            along_body(spread, volume) if several else None,
             spacing=spacing.tolist(),
             threads=self.threads,
             progress=progress,
         )
         self.saturated += counts.saturated
         computed = round(counts.cells / max(1, counts.all), 4)
-        told = {"computed": computed, "saturated": counts.saturated, "not_finite": counts.broken}
-        return mask[0], probability, told
+        told = {
+            "computed": computed,
+            "steps_run": counts.steps,
+            "steps_all": counts.all,
+            "saturated": counts.saturated,
+            "not_finite": counts.broken,
+        }
+        sums = (counts.mean / engine.UNITS, counts.spread / engine.UNITS, counts.axes / engine.UNITS)
+        sure = self.signals and not counts.broken
+        told["signals"] = signals.told(self.file.config, counts, *sums) if sure else None
+        return mask[0], probability, spread, told
 
     def _in_slices(self, volume: Volume, progress: Progress | None) -> Found:
         """The same, by whatever computes slices."""
@@ -187,19 +233,79 @@ class Predictor:
         not_finite = 0
         shape = volume.canonical().shape
         tell = engine.in_turn(progress, [shape[view.axis] for view in views])
+        counts, spread = signals.Counts(), signals.Spread()
         for view, told in zip(views, tell, strict=True):
+            image = prepare_image(volume, view)
+            lookout = Lookout(self, counts, image.shape)
             shares = predict_slices(
-                self._share,
+                lookout,
                 replace(config, preprocess=view),
-                prepare_image(volume, view),
+                image,
                 seed=self.seed,
                 ensemble=config.predict.ensemble,
                 progress=told,
             )
             not_finite += int((~np.isfinite(shares)).sum())
             average += restore(shares, volume, view) / np.float32(len(views))
+            if self.signals:
+                spread.add(restore(lookout.samples, volume, view))
         mask = decide(average, config.predict.threshold, config.values)
-        return mask, average, {"computed": None, "saturated": None, "not_finite": not_finite}
+        steps = {"steps_run": counts.steps or None, "steps_all": counts.all or None}
+        facts: dict[str, Any] = {
+            "computed": None,
+            **steps,
+            "saturated": None,
+            "not_finite": not_finite,
+            "signals": None,
+        }
+        apart = spread.deviations() if self.signals else np.zeros((0, *volume.shape), np.float32)
+        if self.signals and not not_finite:
+            sums = [float(part.sum(dtype=float)) for part in (average, apart[0], apart[-1])]
+            facts["signals"] = signals.told(config, counts, *sums)
+        return mask, average, apart, facts
+
+
+class Lookout:
+    """Computes slices along one axis as a predictor does, and looks on.
+
+    Attributes:
+        samples: float32 (slices, S, H, W): the foreground's probability in each sample.
+    """
+
+    def __init__(self, predictor: Predictor, counts: signals.Counts, shape: tuple[int, ...]) -> None:
+        """Predictor, counts to add to, shape (slices, M, H, W) of the image -> what computes its slices."""
+        config = predictor.file.config
+        axes, runs = len(config.preprocess.views), config.predict.ensemble
+        self._predictor, self._counts, self._alone = predictor, counts, axes * runs == 1
+        of_all = signals.samples(config) // axes if predictor.signals else 0
+        self.samples = np.zeros((shape[0], of_all, *shape[2:]), np.float32)
+
+    def __call__(self, image: Array, numbers: NDArray[np.int64], seed: int) -> Array:
+        """Padded slices (B, I, H, W), their numbers (B,) and a seed -> probabilities (B, K, H, W)."""
+        if self._predictor.engine != "numpy":
+            return self._run(image, numbers, seed)
+        parts = [self._run(image[i : i + 1], numbers[i : i + 1], seed) for i in range(len(numbers))]
+        return np.concatenate(parts)
+
+    def _run(self, image: Array, numbers: NDArray[np.int64], seed: int) -> Array:
+        of, config = self._predictor, self._predictor.file.config
+        tops = [(a - b) // 2 for a, b in zip(image.shape[2:], self.samples.shape[2:], strict=True)]
+        rows, columns = (slice(at, at + n) for at, n in zip(tops, self.samples.shape[2:], strict=True))
+        watch = signals.Watch(
+            config.model,
+            config.predict.threshold,
+            (rows, columns),
+            self._counts,
+            patience=of.patience,
+            signals=of.signals,
+            samples=of.signals and self._alone,
+        )
+        found = of.share(image, numbers, seed, watch if config.is_automaton else None)
+        if of.signals:
+            taken = [*watch.taken, found[..., rows, columns].sum(axis=1)]
+            first = (seed - of.seed) * len(taken)
+            self.samples[numbers, first : first + len(taken)] = np.stack(taken, axis=1)
+        return found
 
 
 def with_ensemble(model: ModelFile, members: int | None) -> ModelFile:
@@ -276,21 +382,21 @@ def check_device(device: str) -> None:
         raise InputError(f"device {device!r} was asked for, but there are {torch.cuda.device_count()} here")
 
 
-def open_in_c(file: ModelFile, name: str, *, seed: int = 0, gate: int | None = None) -> engine.Model:
-    """Model and name of an engine in C -> the model, opened by it.
+def open_in_c(file: ModelFile, name: str, **options: Any) -> engine.Model:
+    """Model and name of an engine in C -> the model, opened by it with options of `engine.Model`.
 
     Raises:
         InputError: If the engine cannot run the model.
     """
     numbers = "int16" if name == "int16" else "fp32"
     try:
-        return engine.Model(to_bytes(file), numbers=numbers, seed=seed, gate=gate)
+        return engine.Model(to_bytes(file), numbers=numbers, **options)
     except InputError as error:
         model = file.card.get("name") or file.hash
         raise InputError(f"the engine {name!r} cannot run the model {model}: {error}") from error
 
 
-def share_with(file: ModelFile, name: str, device: str = "cpu") -> Share:
+def share_with(file: ModelFile, name: str, device: str = "cpu") -> WatchedShare:
     """Model and name of an engine that is not in C -> how it computes slices."""
     if name == "numpy":
         rules = in_numpy.fold(file.config.model, file.weights)
@@ -298,8 +404,9 @@ def share_with(file: ModelFile, name: str, device: str = "cpu") -> Share:
     return share_with_torch(file, backends.load(name), device)
 
 
-def share_with_torch(file: ModelFile, run: Run, device: str = "cpu") -> Share:
-    """Model and a way to run a rule in PyTorch -> how it computes slices."""
+def share_with_torch(file: ModelFile, run: Run, device: str = "cpu") -> WatchedShare:
+    """Model and a way to run a rule in PyTorch -> how it computes slices. A watch is for `run_eager` and
+    `run_folded`."""
     import torch
 
     from mednca.baselines import from_weights
@@ -307,11 +414,24 @@ def share_with_torch(file: ModelFile, run: Run, device: str = "cpu") -> Share:
 
     model = from_weights(file.config, file.weights).to(device)
 
-    def share(image: Array, numbers: NDArray[np.int64], seed: int) -> Array:
+    def share(
+        image: Array, numbers: NDArray[np.int64], seed: int, watch: signals.Watch | None = None
+    ) -> Array:
+        going = torch.ones(len(image), 1, 1, dtype=torch.bool, device=device)
+
+        def look(level: int, done: int, state: Tensor) -> Tensor:
+            assert watch is not None
+            if watch.looks(level, done):
+                logits = model.logits(state).permute(0, 2, 3, 1).float().cpu().numpy()
+                going[:] = torch.from_numpy(watch(level, done, logits)).view(-1, 1, 1)
+            return going
+
+        watched: Any = run  # those that the docstring names take one more argument
+        chosen = run if watch is None else functools.partial(watched, watch=look)
         try:
             cells, items = torch.from_numpy(image).to(device), torch.from_numpy(numbers).to(device)
             with torch.inference_mode():
-                state, _ = model(cells, seed=seed, items=items, run=run)[-1]
+                state, _ = model(cells, seed=seed, items=items, run=chosen)[-1]
                 found: Array = probabilities(model.logits(state)).float().cpu().numpy()
             return found
         except torch.OutOfMemoryError as error:

@@ -140,6 +140,7 @@ def test_ensemble_seed_and_gate_do_what_they_say(world: Path) -> None:
     assert np.array_equal(mask("--seed", -1), mask("--seed", 2**32 - 1))
     assert not np.array_equal(plain, mask("--ensemble", 5))
     assert np.array_equal(plain, mask("--gate", 100))
+    assert np.array_equal(plain, mask("--anytime", 3))  # no level has more steps
     file = tiny_model()
     averaged = ModelFile(file.config, file.weights, file.card)
     from mednca.predict import with_ensemble
@@ -265,10 +266,31 @@ def test_progress_appears_after_two_seconds_and_a_stop_leaves_nothing(world: Pat
 # ---- What it says ----
 
 
+def test_anytime_stops_where_python_does_and_says_how_early(world: Path) -> None:
+    scan = world / "scan.nii.gz"
+    file = tiny_model()
+    file = replace(file, config=replace(file.config, model=replace(file.config.model, steps=(9, 12))))
+    model = save_model(world / "long.safetensors", file)
+    expected = Predictor(file, engine="native", patience=2).predict(read_volume(scan))
+    said = succeeded(model, scan, "-o", world / "mask.nii.gz", "--anytime", 2)
+    assert np.array_equal(data(world / "mask.nii.gz"), expected.mask.data[0])
+    share = 100 * expected.report["steps_run"] / expected.report["steps_all"]
+    assert said.endswith(f", {share:.0f} % of the steps\n") and share < 99
+
+
 def test_help_names_every_option_and_info_tells_what_a_model_is(world: Path) -> None:
     text = succeeded("--help")
     assert text == succeeded("-h") == succeeded()
-    for option in ("--out", "--int16", "--gate", "--seed", "--ensemble", "--threads", "--instructions"):
+    for option in (
+        "--out",
+        "--int16",
+        "--gate",
+        "--anytime",
+        "--seed",
+        "--ensemble",
+        "--threads",
+        "--instructions",
+    ):
         assert re.search(rf"^ .*{option}\b", text, re.M), option
     for option in ("--force", "--quiet", "--bench", "--size", "--steps", "--info"):
         assert option in text
@@ -501,6 +523,7 @@ def test_a_model_that_is_cut_off_is_one_line(world: Path) -> None:
         ("model.safetensors scan.nii.gz -o m.nii --threads 0", "from 1 to 64, got '0'"),
         ("model.safetensors scan.nii.gz -o m.nii --threads two", "got 'two'"),
         ("model.safetensors scan.nii.gz -o m.nii --gate -1", "--gate"),
+        ("model.safetensors scan.nii.gz -o m.nii --anytime 0", "--anytime"),
         ("model.safetensors scan.nii.gz -o m.nii --ensemble 0", "--ensemble"),
         ("model.safetensors scan.nii.gz -o m.nii --seed 1.5", "--seed"),
         ("model.safetensors scan.nii.gz -o m.nii --instructions fast", "portable; got 'fast'"),

@@ -326,6 +326,8 @@ static void run_input(file *model_file, file *scan_file)
                                   .gauge = (int32_t)below(2),
                                   .gate = (int32_t)below(3) - 1,
                                   .ensemble = 1 + (int32_t)below(2),
+                                  .patience = (int32_t)below(3),
+                                  .signals = (int32_t)below(2),
                                   .seed = 5};
     for (int i = 0; i < MEDNCA_LEVELS; i++)
         set.engine.steps[i] = BEGIN_STEPS; /* a file may ask for a long time, that is no fault */

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mednca.fire import FireKey, fire_mask
-from mednca.nca import Backbone, Window
+from mednca.nca import Backbone, Watch, Window
 
 
 def fold(rule: Backbone) -> tuple[Tensor, Tensor, Tensor]:
@@ -41,8 +41,10 @@ def fold(rule: Backbone) -> tuple[Tensor, Tensor, Tensor]:
 KEPT_BYTES = 2 << 30
 
 
-def run_folded(rule: Backbone, state: Tensor, key: FireKey, window: Window, steps: int) -> Tensor:
-    """State (B, n, H, W) -> state after `steps` steps, channels-last.
+def run_folded(
+    rule: Backbone, state: Tensor, key: FireKey, window: Window, steps: int, watch: Watch | None = None
+) -> Tensor:
+    """State (B, n, H, W) -> state after `steps` steps, or as many as the watch lets run; channels-last.
 
     The steps are taken in some sqrt(steps) segments. Where keeping what the backward pass needs of all of
     them would take more than `KEPT_BYTES`, only the states between the segments are kept.
@@ -56,7 +58,12 @@ def run_folded(rule: Backbone, state: Tensor, key: FireKey, window: Window, step
     def segment(first: int, state: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> Tensor:
         numbers: Any = torch.arange(first, min(first + length, steps), device=state.device).view(-1, 1, 1, 1)
         masks = fire_mask(key, numbers, window.items, window.rows, window.columns, rule.config.fire_rate)
-        for fires in masks.unsqueeze(2).to(state.dtype):
+        for step, fires in enumerate(masks.unsqueeze(2).to(state.dtype), first):
+            if watch is not None:
+                going = watch(key.level, step, state)
+                if not going.any():
+                    continue
+                fires = fires * going.unsqueeze(1)
             hidden = F.relu(F.conv2d(F.pad(state, (1, 1, 1, 1), mode="reflect"), weight, bias))
             state = torch.addcmul(state, F.conv2d(hidden, out), fires)
         return state
@@ -68,4 +75,6 @@ def run_folded(rule: Backbone, state: Tensor, key: FireKey, window: Window, step
             )
         else:
             state = segment(first, state, weight, bias, out)
+    if watch is not None:
+        watch(key.level, steps, state)
     return state

@@ -11,15 +11,18 @@ Shapes: I image channels, K classes, n channels, h hidden units, H x W cells; B 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mednca.fire import FireKey, fire_mask
 from mednca.rule import MedNCAConfig
+
+if TYPE_CHECKING:
+    from mednca.signals import Watch
 
 Array = NDArray[Any]
 #: Cells whose neighbourhoods are gathered at a time: what they need stays in a processor's cache.
@@ -67,22 +70,36 @@ def fold(config: MedNCAConfig, weights: Mapping[str, Array], dtype: Any = np.flo
 
 
 def probabilities(
-    config: MedNCAConfig, rules: Sequence[Rule], image: Array, numbers: NDArray[np.int64], seed: int
+    config: MedNCAConfig,
+    rules: Sequence[Rule],
+    image: Array,
+    numbers: NDArray[np.int64],
+    seed: int,
+    watch: Watch | None = None,
 ) -> Array:
     """Slices (B, I, H0, W0), their numbers (B,) and a seed -> probabilities (B, K, H0, W0) of the classes.
 
-    Height and width must be multiples of `config.multiple`, and at least `config.smallest`.
+    Height and width must be multiples of `config.multiple`, and at least `config.smallest`. With a watch,
+    there must be one slice.
     """
+    assert watch is None or len(image) == 1
     first, last = config.image_channels, config.image_channels + config.classes
     found = np.empty((len(image), config.classes, *image.shape[2:]), image.dtype)
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is counted in the end
         for at, number in enumerate(numbers.tolist()):
-            state = run_slice(config, rules, image[at], number, seed)
+            state = run_slice(config, rules, image[at], number, seed, watch)
             found[at] = softmax(state[..., first:last]).transpose(2, 0, 1)
     return found
 
 
-def run_slice(config: MedNCAConfig, rules: Sequence[Rule], image: Array, item: int, seed: int) -> Array:
+def run_slice(
+    config: MedNCAConfig,
+    rules: Sequence[Rule],
+    image: Array,
+    item: int,
+    seed: int,
+    watch: Watch | None = None,
+) -> Array:
     """Slice (I, H0, W0), the number that names its fire masks, and a seed -> its last state (H0, W0, n)."""
     state = np.zeros((0, 0, config.channels), image.dtype)
     for level, (rule, scale) in enumerate(zip(rules, config.scales, strict=True)):
@@ -93,12 +110,33 @@ def run_slice(config: MedNCAConfig, rules: Sequence[Rule], image: Array, item: i
             factor = config.scales[level - 1] // scale
             state = state.repeat(factor, axis=0).repeat(factor, axis=1)
         state[..., : config.image_channels] = sharp.transpose(1, 2, 0)
-        state = run_level(rule, state, FireKey(seed, level), item, config.steps[level], config.fire_rate)
+        goes_on = None if watch is None else _looking(watch, config, level)
+        steps = config.steps[level]
+        state = run_level(rule, state, FireKey(seed, level), item, steps, config.fire_rate, goes_on)
     return state
 
 
-def run_level(rule: Rule, state: Array, key: FireKey, item: int, steps: int, fire_rate: float) -> Array:
-    """State (H, W, n) -> the state after the steps of a level."""
+def _looking(watch: Watch, config: MedNCAConfig, level: int) -> Callable[[int, Array], bool]:
+    """Watch and level -> what takes the steps done and the state (H, W, n), and tells whether to go on."""
+    first, last = config.image_channels, config.image_channels + config.classes
+
+    def goes_on(done: int, state: Array) -> bool:
+        return not watch.looks(level, done) or bool(watch(level, done, state[None, ..., first:last])[0])
+
+    return goes_on
+
+
+def run_level(
+    rule: Rule,
+    state: Array,
+    key: FireKey,
+    item: int,
+    steps: int,
+    fire_rate: float,
+    goes_on: Callable[[int, Array], bool] | None = None,
+) -> Array:
+    """State (H, W, n) -> the state after the steps of a level, or after as many as `goes_on` wants: it is
+    called before each of them, and in the end, with the steps done and the state."""
     height, width, n = state.shape
     hidden = len(rule.bias)
     padded = np.pad(state, ((1, 1), (1, 1), (0, 0)), mode="reflect")
@@ -109,6 +147,8 @@ def run_level(rule: Rule, state: Array, key: FireKey, item: int, steps: int, fir
     seen = np.empty((CELLS, 9, n), state.dtype)
     units = np.empty((CELLS, hidden), state.dtype)
     for step in range(steps):
+        if goes_on is not None and not goes_on(step, padded[1:-1, 1:-1]):
+            break
         firing = inside[fire_mask(key, step, item, rows, columns, fire_rate)]
         change = np.empty((len(firing), n), state.dtype)
         for start in range(0, len(firing), CELLS):
@@ -123,6 +163,8 @@ def run_level(rule: Rule, state: Array, key: FireKey, item: int, steps: int, fir
         cells[firing] += change
         padded[0], padded[-1] = padded[2], padded[-3]
         padded[:, 0], padded[:, -1] = padded[:, 2], padded[:, -3]
+    if goes_on is not None:
+        goes_on(steps, padded[1:-1, 1:-1])
     return padded[1:-1, 1:-1].copy()
 
 

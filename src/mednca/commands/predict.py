@@ -60,6 +60,9 @@ class Predict:
     gate: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: everywhere)")] = None
     """Compute the finer levels only within N pixels of what the coarse level found: faster, and what the
     coarse level misses stays missed. For native and int16."""
+    anytime: Annotated[int | None, arg(metavar="[N]", help_behavior_hint="(default: all steps)")] = None
+    """End a level of a slice when no pixel of its mask has changed for N steps (4, if N is left out): faster,
+    and nearly the same mask."""
     force: bool = False
     """Replace existing masks."""
     quiet: bool = False
@@ -78,7 +81,13 @@ class Predict:
 
         model = with_ensemble(load_model(self.model), self.ensemble)
         predictor = Predictor(
-            model, self.device, self.seed, self.engine, threads=self.threads, gate=self.gate
+            model,
+            self.device,
+            self.seed,
+            self.engine,
+            threads=self.threads,
+            gate=self.gate,
+            patience=self.anytime,
         )
         # This refuses what cannot be done, before anything is computed.
         told = predict_files(
@@ -158,6 +167,9 @@ class Evaluate:
     gate: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: everywhere)")] = None
     """Compute the finer levels only within N pixels of what the coarse level found: faster, and what the
     coarse level misses stays missed. For native and int16."""
+    anytime: Annotated[int | None, arg(metavar="[N]", help_behavior_hint="(default: all steps)")] = None
+    """End a level of a slice when no pixel of its mask has changed for N steps (4, if N is left out): faster,
+    and nearly the same mask."""
     force: bool = False
     """Replace an existing report."""
     quiet: bool = False
@@ -217,6 +229,8 @@ class Evaluate:
             probability=True,
             threads=self.threads,
             gate=self.gate,
+            patience=self.anytime,
+            signals=False,
         )
         seen = sorted({case.id for case in chosen} & set(model.card.get("training_cases", [])))
         if seen:
@@ -236,7 +250,8 @@ class Evaluate:
             print(f"mednca: warning: {warning}", file=sys.stderr)
         told: dict[str, Any] = {"model": str(self.model), "model_hash": model.hash, "device": self.device}
         told |= {"data": found.name, "fire_seed": self.seed, "trained_on": seen}
-        told |= {"engine": predictor.engine, "gate": self.gate, "saturated": predictor.saturated}
+        told |= {"engine": predictor.engine, "gate": self.gate, "patience": self.anytime}
+        told |= {"saturated": predictor.saturated}
         return replace(report, provenance=report.provenance | told)
 
     def judge_masks(self, masks: dict[str, dict[str, Path]]) -> Report:
@@ -246,7 +261,7 @@ class Evaluate:
         from mednca.report import merge_reports
 
         for option in fields(self):
-            of_models = option.name in ("seed", "ensemble", "device", "engine", "threads", "gate")
+            of_models = option.name in ("seed", "ensemble", "device", "engine", "threads", "gate", "anytime")
             if of_models and getattr(self, option.name) != option.default:
                 raise InputError(
                     f"--{option.name} is for a model, {self.model} is a folder of masks; leave it out"
