@@ -69,7 +69,7 @@ def test_every_command_explains_itself(world: Path) -> None:
 
 
 def test_what_a_model_is_can_be_told(world: Path) -> None:
-    assert "70,016" in base(world, "info", "hippocampus")[0]
+    assert "51,840" in base(world, "info", "hippocampus")[0]
     assert json.loads(base(world, "info", "hippocampus", "--json")[0])["hash"]
 
 
@@ -225,7 +225,7 @@ def test_a_clean_environment_predicts_without_torch(tmp_path: Path) -> None:
             [python, "-c", f"import {package}"], capture_output=True, text=True, check=False
         )
         assert gone.returncode == 1 and f"No module named '{package}'" in gone.stderr
-    assert "70,016" in run(*mednca, "info", "hippocampus")
+    assert "51,840" in run(*mednca, "info", "hippocampus")
     report = json.loads((tmp_path / "mask.json").read_text())
     assert report["engine"] == ("native" if engine.available() else "numpy")
     added = {path.name: size(path) for path in packages.iterdir() if path.name not in there}

@@ -139,7 +139,7 @@ def test_the_series_have_their_seeds_and_a_stored_fold() -> None:
 
 
 def test_the_official_training_of_our_model_differs_in_its_training_only() -> None:
-    data = Fingerprint(1, (0.6, 0.6, 3.6), (320, 320, 24), {1: "prostate"})
+    data = Fingerprint(1, (0.6, 0.6, 3.6), (320, 320, 24), {1: "prostate"}, share=0.02)
     ours, theirs = (
         runs.configuration(find([name])[0], data, 1)
         for name in ("reliability_prostate", "reliability_prostate_official")

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,11 @@ pytestmark = pytest.mark.skipif(not engine.available(), reason=f"C engine: {engi
 #: Largest difference over the largest value, after up to 64 steps in float32; rewriting a rule costs a digit.
 TOLERANCE = {False: 1e-5, True: 1e-4}
 WHOLE = [case for case in CASES if not case.corners]  # the engine computes whole grids
+
+#: The first model that was shipped, of the paper's shape: two levels of 16 steps, 70,016 parameters, trained
+#: on MSD Task04 (CC-BY-SA 4.0, as its card says).
+TRAINED = Path(__file__).resolve().parents[1] / "golden/two_levels.safetensors"
+
 
 sets = pytest.mark.parametrize("instructions", engine.instructions() if engine.available() else [])
 gauges = pytest.mark.parametrize("gauge", [False, True], ids=["plain", "rewritten"])
@@ -139,7 +145,7 @@ def test_int16_has_the_same_bits_in_every_set_of_instructions(gauge: bool, case:
 @pytest.mark.parametrize("rate", [0.5, 0.03, 1.0])
 def test_each_cell_fires_when_the_definition_says(numbers: str, instructions: str, rate: float) -> None:
     """A rule that adds 1 to one channel counts how often each cell fired."""
-    base = load_model("hippocampus")
+    base = load_model(TRAINED)
     config = replace(base.config.model, fire_rate=rate)
     weights = {name: np.zeros_like(array) for name, array in base.weights.items()}
     for level in range(2):
@@ -179,8 +185,8 @@ def test_only_cells_in_the_gate_change(numbers: str, instructions: str) -> None:
 
 
 def paper_steps() -> ModelFile:
-    """The shipped model with the paper's 64 + 64 steps, four times its own: errors have time to grow."""
-    file = load_model("hippocampus")
+    """A trained model with the paper's 64 + 64 steps, four times its own: errors have time to grow."""
+    file = load_model(TRAINED)
     config = replace(file.config.model, steps=(64, 64))
     predict = replace(file.config.predict, ensemble=1)
     return replace(file, config=replace(file.config, model=config, predict=predict))
@@ -241,8 +247,8 @@ def test_the_whole_way_of_a_scan_in_c_is_that_of_the_definition(instructions: st
 
 @cache
 def along_three_axes() -> tuple[bytes, np.ndarray]:
-    """The shipped rule along three axes, as a model file, and what NumPy makes of a phantom with it."""
-    base = load_model("hippocampus")
+    """The trained rule along three axes, as a model file, and what NumPy makes of a phantom with it."""
+    base = load_model(TRAINED)
     preprocess = replace(base.config.preprocess, axes=(2, 0, 1))
     file = replace(base, config=replace(base.config, preprocess=preprocess))
     found = Predictor(file, engine="numpy", probability=True).predict(scan(3, 20)).probability

@@ -125,7 +125,7 @@ def shipped_reference(number: int) -> tuple[ModelFile, Volume, Shares]:
 @pytest.mark.parametrize("number", range(2))
 def test_the_shipped_model_predicts_what_the_definition_says(name: str, number: int) -> None:
     file, volume, shares = shipped_reference(number)
-    assert shares.max() > 0.9
+    assert shares.max() > 0.25  # of a phantom, which is no hippocampus
     check(name, file, volume, shares)
 
 
