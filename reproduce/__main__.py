@@ -21,11 +21,12 @@ from reproduce.tables import why_not
 HERE = Path(__file__).resolve().parent
 #: Scripts that make a result of their own -> its file, and what it costs on one core.
 SCRIPTS = {
-    "hippocampus": ("hippocampus_oof.json", "6 trainings of about 25 min"),
+    "hippocampus": ("hippocampus_oof.json", "6 trainings of about 16 min"),
     "official": ("official.json", "about 10 min"),
     "int16": ("int16.json", "about 3 min, after hippocampus"),
     "gate": ("gate.json", "about 2 min, after hippocampus"),
     "fig4": ("fig4.json", "about 2 min"),
+    "plans": ("plans.json", "seconds"),
     "paired": ("paired.json", "seconds, from stored results"),
     "leak": ("leak.json", "seconds, from stored results"),
     "steps": ("steps.json", "minutes, after table1"),

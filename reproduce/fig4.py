@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ import numpy as np
 
 from mednca import __version__
 from mednca.files import atomic_write, replacing
-from mednca.modelfile import SHIPPED
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "reproduce" / "results"
@@ -40,17 +40,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", type=Path, default=SHIPPED / "hippocampus.safetensors")
-    arguments = parser.parse_args()
+    parser.parse_args()
     import estimate
 
     if estimate.missing():
         sys.exit(f"fig4.py: {estimate.missing()}")
     costs: dict[str, dict[int, Any]] = {"fp32": {}, "int16": {}}
-    for name, found in costs.items():
-        for width in WIDTHS:
-            found[width] = estimate.count(arguments.model, width, int16=name == "int16")
-            print(f"{name}, rows of {width}: {found[width]}", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        model = estimate.paper_model(Path(folder) / "paper.safetensors")
+        for name, found in costs.items():
+            for width in WIDTHS:
+                found[width] = estimate.count(model, width, int16=name == "int16")
+                print(f"{name}, rows of {width}: {found[width]}", file=sys.stderr)
     seconds = {
         name: {size: slice_seconds(found, size, estimate.HERTZ) for size in SIZES}
         for name, found in costs.items()

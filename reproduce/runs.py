@@ -119,7 +119,7 @@ def configuration(experiment: Experiment, data: Fingerprint, seed: int, *, quick
         InputError: If there is no such recipe, or its settings cannot be replaced so.
     """
     from mednca.config import RunConfig, from_dict, merged, to_dict
-    from mednca.plan import plan
+    from mednca.plan import plan, with_fitting_start
     from mednca.recipes import recipe, with_classes
 
     kind, _, budget = experiment.recipe.partition(":")
@@ -129,6 +129,7 @@ def configuration(experiment: Experiment, data: Fingerprint, seed: int, *, quick
     config = from_dict(
         RunConfig, merged(to_dict(config), experiment.changes, experiment.name), experiment.name
     )
+    config = with_fitting_start(config)
     train = replace(config.train, seed=seed)
     if quick:
         few = min(QUICK_ITERATIONS, train.iterations)

@@ -3,8 +3,8 @@
     python reproduce/steps.py DATA_ROOT --runs runs --only hippocampus_best hippocampus_med_nca
     python reproduce/steps.py --draw
 
-Every fold's model judges its own held-out cases (or the first `--cases` of each), with seed 0 and one run of
-fire masks; results/steps.json holds each case, steps.png the curves."""
+Every fold's model judges its own held-out cases (or the first `--cases` of each), with seed 0 and its own
+number of fire-mask runs; results/steps.json holds each case, steps.png the curves."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def measure(experiment: Experiment, data_root: Path, runs: Path, cases: int | No
     """
     from mednca.dataset import class_numbers, load_scan
     from mednca.modelfile import load_model
-    from mednca.predict import Predictor, with_ensemble
+    from mednca.predict import Predictor
 
     folds = load(experiment.split)
     by_id = {case.id: case for case in folds.cases(data_root).cases}
@@ -59,7 +59,7 @@ def measure(experiment: Experiment, data_root: Path, runs: Path, cases: int | No
         raise InputError(f"{runs / experiment.name}: no finished run; train it first")
     rows: dict[str, dict[str, float]] = {}
     for training in done:
-        model = with_ensemble(load_model(training.path), 1)
+        model = load_model(training.path)
         predictors = {percent: Predictor(with_steps(model, percent)) for percent in PERCENT}
         for name in tqdm(training.split["validation"][:cases], desc=f"{experiment.name} {training.fold}"):
             scan = load_scan(by_id[name])
@@ -71,6 +71,7 @@ def measure(experiment: Experiment, data_root: Path, runs: Path, cases: int | No
     means = {str(p): round(float(np.mean([row[str(p)] for row in rows.values()])), 5) for p in PERCENT}
     return {
         "steps": list(model.config.model.steps),
+        "ensemble": model.config.predict.ensemble,
         "folds": [training.fold for training in done],
         "means": means,
         "largest_loss": round(max(means.values()) - min(means.values()), 5),
@@ -87,7 +88,8 @@ def draw(results: Path) -> Path:
     for name, row in read_json(results / "steps.json")["experiments"].items():
         steps = "+".join(str(count) for count in row["steps"])
         means = [row["means"][str(percent)] for percent in PERCENT]
-        axes.plot(PERCENT, means, marker="o", label=f"{name} ({steps} steps, {len(row['cases'])} cases)")
+        told = f"{name} ({steps} steps, {len(row['cases'])} cases, mean of {row['ensemble']} runs)"
+        axes.plot(PERCENT, means, marker="o", label=told)
     axes.axvline(100, color="0.6", linestyle=":")
     axes.set_xlabel("steps, % of those in training")
     axes.set_ylabel("hard Dice, native grid, out of fold")

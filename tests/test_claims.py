@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mednca.modelfile import load_model
+from reproduce.plans import rows, stored
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,6 +28,7 @@ def test_the_hippocampus_figures_are_those_of_the_out_of_fold_report() -> None:
     assert dice["n"] == 208
     assert f"**{dice['mean']:.3f}** ± {dice['sd']:.3f}, 95 % interval {low:.3f} to {high:.3f}" in README
     assert f"{single['mean']:.3f} ± {single['sd']:.3f} with one run" in README
+    assert f"{load_model('hippocampus').parameters:,} parameters" in README
     assert f"HD95 {row['hd95_mm']['mean']:.2f} mm, ASSD {row['assd_mm']['mean']:.2f} mm" in README
     assert f"NSD within 1 mm {row['nsd']['mean']:.3f}" in README
     assert f"soft Dice {row['soft_dice']['mean']:.3f}" in README
@@ -43,9 +45,31 @@ def test_the_shipped_model_carries_the_same_scores_and_its_page_its_hash() -> No
         if isinstance(row, dict):
             assert row["mean"] == report["summary"]["merged"][name]["mean"], name
     page = (ROOT / "src/mednca/models/hippocampus.md").read_text(encoding="utf-8")
-    assert model.hash in page and f"{model.parameters:,}" in page and model.parameters == 70_016
+    assert model.hash in page and f"{model.parameters:,}" in page and model.parameters <= 70_016
     assert sorted(model.card["training_cases"]) == sorted(report["cases"])
     assert "CC-BY-SA" in model.card["licence"] and "ot a medical device" in model.card["intended_use"]
+
+
+def test_the_lean_figures_are_those_of_the_folds_and_of_the_plans() -> None:
+    lean = result("reproduce/results/table1/hippocampus_lean.json")
+    dice = lean["summary"]["merged"]["dice"]
+    plans = result("reproduce/results/plans.json")["data"]
+    pi = plans["Task04_Hippocampus"]["budgets"]["pi"]
+    assert lean["missing"] == [] and dice["n"] == 208 and lean["parameters"] == pi["parameters"]
+    assert f"{lean['parameters']:,} parameters, {pi['ratio_64']:.1f} times fewer multiplications" in README
+    assert f"{dice['mean']:.3f} ± {dice['sd']:.3f} with one run" in README
+    ratios = [entry["budgets"]["pi"]["ratio_64"] for entry in plans.values()]
+    assert f"{min(ratios):.0f} to {max(ratios):.0f} times fewer multiplications" in README
+    for entry in plans.values():  # the planner still chooses what is stored
+        assert json.loads(json.dumps(rows(stored(entry["fingerprint"])))) == entry["budgets"]
+
+
+def test_the_difference_to_the_authors_checkpoint_is_the_paired_one() -> None:
+    differences = result("reproduce/results/paired.json")["differences"]
+    row = differences["hippocampus_best_authors - the authors' checkpoint"]
+    low, high = row["ci95"]
+    assert f"{row['mean']:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}" in README
+    assert f"on the {row['n']} that it does not" in README
 
 
 def test_the_official_figures_are_those_of_the_run_over_all_cases() -> None:

@@ -34,6 +34,7 @@ from mednca import bench, cli, download, modelfile, synthetic
 from mednca.commands import COMMANDS, Train
 from mednca.config import RunConfig
 from mednca.nca import MedNCA
+from mednca.plan import with_fitting_start
 from mednca.recipes import RECIPES
 from tests.prostate import write_nci_isbi, write_task05
 
@@ -219,7 +220,7 @@ def tiny(configure: Callable[..., RunConfig]) -> Callable[..., RunConfig]:
         model = replace(config.model, channels=8, hidden=8, steps=tuple(2 for _ in config.model.steps))
         train = replace(config.train, iterations=2, batch_size=2, validation_cases=1)
         baseline = config.baseline and replace(config.baseline, filters=2)
-        return replace(config, model=model, train=train, baseline=baseline)
+        return with_fitting_start(replace(config, model=model, train=train, baseline=baseline))
 
     return shrunk
 

@@ -21,7 +21,7 @@ from mednca.errors import InputError
 from mednca.fingerprint import Fingerprint
 from mednca.modelfile import shipped_model
 from mednca.nca import MedNCA
-from mednca.plan import BUDGETS, LEAST_HIDDEN, VIEWS, plan, reach, to_json
+from mednca.plan import BUDGETS, LEAST_HIDDEN, VIEWS, plan, reach, to_json, with_fitting_start
 from mednca.recipes import RECIPES, quick, recipe
 from mednca.rule import MedNCAConfig, multiply_adds, parameters
 from mednca.train import train
@@ -323,6 +323,17 @@ def test_a_shipped_model_is_the_start_where_it_fits_and_does_not_know_the_scans(
     assert plan(PROSTATE, "pi").config.train.init == ""
     reasons = {choice.name: choice.why for choice in plan(PROSTATE).choices}
     assert ("fewer iterations" if fitting else "does not fit: its channels") in reasons["start"]
+
+
+def test_a_planned_start_is_dropped_where_other_settings_leave_it_no_room() -> None:
+    config = replace(plan(PROSTATE).config, train=replace(plan(PROSTATE).config.train, init=""))
+    assert with_fitting_start(config) == config
+    shipped = shipped_model("hippocampus")
+    planned = replace(config, train=replace(config.train, init=shipped.hash))
+    n = shipped.config.model.channels
+    for channels, wanted in ((n, shipped.hash), (2 * n, "")):
+        changed = replace(planned, model=replace(planned.model, channels=channels))
+        assert with_fitting_start(changed).train.init == wanted
 
 
 def test_channels_that_leave_no_room_cost_dense_filters_then_neighbours() -> None:

@@ -16,12 +16,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from mednca.calibrate import measure_range
+from mednca.config import RunConfig
 from mednca.fire import FireKey, fire_mask
+from mednca.modelfile import ModelFile, save_model
+from mednca.rule import MedNCAConfig, weight_shapes
+from mednca.slices import PreprocessConfig
 
 PI, C = Path(__file__).resolve().parent, Path(__file__).resolve().parents[1] / "c"
 #: Core cycles of a miss, from and to: of the first cache, and what a miss of the second adds. No trustworthy
@@ -69,6 +74,22 @@ def run(words: list[str]) -> str:
     if done.returncode:
         raise RuntimeError(f"{' '.join(words)}: {done.stderr.strip()}")
     return done.stdout
+
+
+def paper_model(path: Path) -> Path:
+    """Path -> a model file of the paper's shape, 70,016 parameters with neighbouring slices in the image
+    channels, with drawn weights: what an update costs does not depend on them."""
+    config = RunConfig(
+        model=MedNCAConfig(image_channels=3, steps=(16, 16)), preprocess=PreprocessConfig(context=1)
+    )
+    generator = np.random.default_rng(0)
+    shapes = weight_shapes(config.model)
+    weights = {name: generator.normal(0, 0.05, shape).astype(np.float32) for name, shape in shapes.items()}
+    for level in range(2):
+        weights[f"levels.{level}.update_out.weight"][:3] = 0
+    model = ModelFile(config, weights, {"name": "paper"})
+    seen = measure_range(model, [generator.random((4, 1, 32, 32), dtype=np.float32)])
+    return save_model(path, replace(model, range=seen))
 
 
 def programs(folder: Path) -> tuple[Path, Path]:

@@ -22,7 +22,7 @@ from mednca.rule import MedNCAConfig
 from mednca.slices import pad_to, with_context
 
 #: Pixels that are looked at: enough for what a model meets, few enough for seconds.
-PIXELS = 1 << 16
+PIXELS = 1 << 19
 #: Cells whose neighbourhoods are gathered at a time.
 CELLS = 4096
 

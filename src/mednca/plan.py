@@ -8,6 +8,7 @@ nuclei where a bounding box cannot.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +24,8 @@ from mednca.slices import PreprocessConfig, padded_size, plane_axes
 from mednca.transfer import why_not
 
 Perception = Literal["dense", "depthwise"]
+
+_log = logging.getLogger(__name__)
 
 FORMAT = "mednca-plan"
 VERSION = 1
@@ -298,6 +301,18 @@ def start_of(limits: Budget, config: RunConfig, data: Fingerprint) -> tuple[str,
     if reason := why_not(model.config, config):
         return "", f"the shipped model {limits.start} does not fit: {reason}"
     return model.hash, "a rule learnt on another organ needs fewer iterations than random weights"
+
+
+def with_fitting_start(config: RunConfig) -> RunConfig:
+    """Planned configuration with other settings put in -> the same, beginning with random weights where the
+    shipped model that was planned as its start no longer fits, and a line in the log."""
+    models = {model.hash: model for model in map(shipped_model, shipped_models())}
+    model = models.get(config.train.init)
+    if model is None or (reason := why_not(model.config, config)) is None:
+        return config
+    name = model.card.get("name") or model.hash
+    _log.warning("training begins with random weights: the model %s does not fit, %s", name, reason)
+    return replace(config, train=replace(config.train, init=""))
 
 
 def seen(config: RunConfig, data: Fingerprint, axes: int) -> int:

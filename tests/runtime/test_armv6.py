@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mednca.calibrate import measure_range
-from mednca.modelfile import SHIPPED, save_model
+from mednca.modelfile import SHIPPED, load_model, save_model
 from tests.runtime.builds import built, need
 from tests.runtime.test_everywhere import random_model
 
@@ -35,7 +35,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def bench(model: Path, numbers: str, *options: str, processor: str = "arm1176") -> str:
     """Model -> what the program says of two steps on each level."""
     need("qemu-arm", "qemu-user")
-    words = [str(built("armv6")), str(model), "--bench", "--size", SIZE, "--steps", "2,2"]
+    words = [str(built("armv6")), str(model), "--bench", "--size", SIZE]
+    words += ["--steps", ",".join("2" * len(load_model(model).config.model.scales))]
     words += ["--int16"] * (numbers == "int16")
     done = subprocess.run(
         ["qemu-arm", "-cpu", processor, *words, *options], capture_output=True, text=True, check=False

@@ -125,6 +125,7 @@ class Train:
         from mednca.config import RunConfig, from_dict, merged, to_dict
         from mednca.files import read_json
         from mednca.modelfile import load_model
+        from mednca.plan import with_fitting_start
         from mednca.recipes import recipe, with_classes
 
         config = recipe(self.recipe, data, self.budget)
@@ -138,6 +139,7 @@ class Train:
         if self.init is not None:
             given["init"] = "" if self.init == "none" else load_model(self.init).hash
         try:
-            return replace(config, train=replace(config.train, **given))
+            config = replace(config, train=replace(config.train, **given))
         except ValueError as error:
             raise InputError(str(error)) from error
+        return config if self.init is not None else with_fitting_start(config)
