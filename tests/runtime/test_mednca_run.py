@@ -269,10 +269,10 @@ def test_progress_appears_after_two_seconds_and_a_stop_leaves_nothing(world: Pat
 def test_anytime_stops_where_python_does_and_says_how_early(world: Path) -> None:
     scan = world / "scan.nii.gz"
     file = tiny_model()
-    file = replace(file, config=replace(file.config, model=replace(file.config.model, steps=(9, 12))))
+    file = replace(file, config=replace(file.config, model=replace(file.config.model, steps=(20, 20))))
     model = save_model(world / "long.safetensors", file)
-    expected = Predictor(file, engine="native", patience=2).predict(read_volume(scan))
-    said = succeeded(model, scan, "-o", world / "mask.nii.gz", "--anytime", 2)
+    expected = Predictor(file, engine="native", patience=1).predict(read_volume(scan))
+    said = succeeded(model, scan, "-o", world / "mask.nii.gz", "--anytime", 1)
     assert np.array_equal(data(world / "mask.nii.gz"), expected.mask.data[0])
     share = 100 * expected.report["steps_run"] / expected.report["steps_all"]
     assert said.endswith(f", {share:.0f} % of the steps\n") and share < 99
