@@ -37,6 +37,7 @@ def describe(model: ModelFile) -> str:
         "began with": _began(card.get("began_with")),
         "range": _ranges(card.get("fingerprint")),
         "scores": _scores(card.get("scores")),
+        "trust": _trust(card.get("trust")) if model.trust else None,
         "licence": card.get("licence"),
         "attribution": card.get("attribution"),
         "intended use": card.get("intended_use") or "research; not a medical device",
@@ -118,6 +119,17 @@ def _began(start: Any) -> str | None:
     told = f"the rules of {start.get('name') or 'a model'} ({start['hash']})"
     data = [str(start[name]) for name in ("data", "licence") if start.get(name)]
     return told + (f", trained on {', '.join(data)}" if data else "")
+
+
+def _trust(told: Any) -> str:
+    """What the card says of the trust score -> text."""
+    if not isinstance(told, dict) or not isinstance(told.get("predictions"), int):
+        return "tells what Dice to expect"
+    text = f"tells what Dice to expect; fitted to {told['predictions']} predictions"
+    text += f" of {told['persons']} persons" if told.get("persons") else ""
+    cells = [(name, told.get(name)) for name in ("spearman", "coverage", "flagged", "false_alarms")]
+    parts = [f"{name.replace('_', ' ')} {value:.2f}" for name, value in cells if isinstance(value, float)]
+    return text + (f" ({', '.join(parts)})" if parts else "")
 
 
 def _ranges(fingerprint: Any) -> str | None:

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     stopped = "what was not finished was not written"
     if words[:1] == ["train"]:
         stopped = "a training goes on with --resume"
-    if words[:1] == ["robustness"]:
+    if words[:1] in (["robustness"], ["trust"]):
         stopped = "the same command goes on where it was"
     if words[:2] == ["data", "get"]:
         stopped = "the same command goes on with what has arrived"

@@ -17,6 +17,7 @@ Shapes: C channels, X x Y x Z voxels.
 
 from __future__ import annotations
 
+import gzip
 import logging
 import tempfile
 import warnings
@@ -25,11 +26,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
 from mednca import dicom, formats
 from mednca.errors import InputError
+from mednca.files import atomic_write
 from mednca.formats import suffix
 from mednca.volume import Volume, same_affine
 
@@ -184,6 +187,22 @@ def spacing_known(path: str | Path) -> bool:
     with _reading(path):
         header, _ = formats.nifti(path)
         return bool(header["xyzt_units"] & 7) or not np.array_equal(header["pixdim"][1:4], (1, 1, 1))
+
+
+def write_map(path: Path, values: Volume, *, force: bool = False) -> Path:
+    """Map (1, X, Y, Z) of any real numbers, path that ends in .nii or .nii.gz -> the path, float32 with the
+    map's affine. The same map gives the same bytes.
+
+    Raises:
+        InputError: If the file exists and `force` is not set, or the disk does not take it.
+    """
+    make: Any = nibabel.Nifti1Image  # nibabel has types for a part of it only
+    image = make(values.data[0].astype(np.float32), values.affine)
+    image.header.set_xyzt_units("mm")
+    raw = image.to_bytes()
+    return atomic_write(
+        path, gzip.compress(raw, 6, mtime=0) if path.name.endswith(".gz") else raw, force=force
+    )
 
 
 def write_mask(path: str | Path, mask: Volume, like: str | Path, *, force: bool = False) -> Path:

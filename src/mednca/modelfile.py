@@ -3,12 +3,13 @@ pickle.
 
 The header's metadata holds one entry, `mednca`, a JSON object::
 
-    {"format": "mednca-model", "version": 1, "config": {...}, "card": {...}, "range": {...}}
+    {"format": "mednca-model", "version": 1, "config": {...}, "card": {...}, "range": {...}, "trust": {...}}
 
 `config` is the `RunConfig` (levels, steps, preprocessing, labels, threshold, post-processing, training),
 complete but for settings that are younger than the format and hold their default; `card` says what a user
 must know: training cases, scores, data, licence, attribution; `range`, which may be missing, has the largest
-magnitudes that a calibration saw, which the engine `int16` needs. Arrays are float32, named as
+magnitudes that a calibration saw, which the engine `int16` needs; `trust`, which may be missing too, is a
+fitted trust score (`mednca.trust`). Arrays are float32, named as
 `mednca.rule.weight_shapes` has them; those of a baseline (`config.baseline`) as its network names them, which
 is checked where the network is built. Nothing here needs torch.
 """
@@ -34,6 +35,9 @@ from mednca.config import RunConfig, from_dict, to_dict
 from mednca.errors import InputError
 from mednca.files import atomic_write
 from mednca.rule import MedNCAConfig, weight_shapes
+from mednca.trust import Trust
+from mednca.trust import from_json as trust_from_json
+from mednca.trust import to_json as trust_to_json
 
 FORMAT = "mednca-model"
 #: Of models of several axes; those of one are written as version 1, which older programs read.
@@ -44,18 +48,21 @@ SHIPPED = Path(__file__).parent / "models"
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A trained model: configuration, weights by name, its card and, once calibrated, its range.
+    """A trained model: configuration, weights by name, its card and, once calibrated, its range and trust
+    score.
 
     `card` may hold: name, description, training_cases, iterations, finished, scores, data, licence,
     attribution, began_with, intended_use, fingerprint (spacing_mm and size_mm, each [least, largest] per
-    RAS+ axis, of the training scans). `range`, where there is one, is what `check_range` takes; it names no
-    model and so is no part of the hash.
+    RAS+ axis, of the training scans), trust (of what the trust score was fitted to, and how good it is).
+    `range`, where there is one, is what `check_range` takes. Neither it nor the trust score changes a mask,
+    so they are no part of the hash.
     """
 
     config: RunConfig
     weights: dict[str, NDArray[np.float32]]
     card: dict[str, Any] = field(default_factory=dict)
     range: dict[str, Any] | None = None
+    trust: Trust | None = None
 
     @property
     def hash(self) -> str:
@@ -106,6 +113,8 @@ def to_bytes(model: ModelFile) -> bytes:
     header["card"] = _without_nan(model.card)
     if model.range is not None:
         header["range"] = check_range(model.range, model.config.model)
+    if model.trust is not None:
+        header["trust"] = trust_to_json(model.trust)
     weights = {name: np.ascontiguousarray(array, np.float32) for name, array in model.weights.items()}
     return safetensors.numpy.save(weights, {"mednca": json.dumps(header, sort_keys=True, allow_nan=False)})
 
@@ -183,7 +192,9 @@ def load_model(source: str | Path) -> ModelFile:
         seen = None if header.get("range") is None else check_range(header["range"], config.model)
     except ValueError as error:
         raise InputError(f"{path}: {error}; calibrate the model again") from error
-    return ModelFile(config, weights, card, seen)
+    score = header.get("trust")
+    sure = None if score is None else trust_from_json(score, f"{path}: trust")
+    return ModelFile(config, weights, card, seen, sure)
 
 
 def find_model(source: str | Path) -> Path:

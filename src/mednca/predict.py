@@ -19,7 +19,7 @@ import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation
 from numpy.typing import NDArray
 
-from mednca import __version__, backends, engine, signals
+from mednca import __version__, backends, engine, signals, traits
 from mednca.backends import numpy as in_numpy
 from mednca.card import model_warnings
 from mednca.config import BaselineConfig, RunConfig
@@ -27,6 +27,7 @@ from mednca.engine import Progress
 from mednca.errors import InputError
 from mednca.modelfile import ModelFile, to_bytes
 from mednca.slices import pad_to, prepare_image, restore, with_context
+from mednca.trust import Expected, assess
 from mednca.volume import Volume
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Prediction:
         mask: uint8 (1, X, Y, Z) in the scan's grid: 0 background, else the value of a class.
         probability: float32 (K, X, Y, Z), where it was asked for.
         report: Version, model hash, seed, device, engine, seconds, foreground volume in ml, signals,
-            warnings.
+            trust, warnings.
         spread: float32 (1, X, Y, Z), where probabilities and signals were asked for: the standard deviation
             of the samples of the foreground's probability (`mednca.signals`). Of a model of several axes
             (2, X, Y, Z): also of its means along each axis.
@@ -94,6 +95,8 @@ class Predictor:
             (`mednca.signals`). None runs all steps.
         signals: Whether the report tells what the model's answer looks like from inside (`mednca.signals`).
             Mask and probabilities are the same to the bit.
+        trust: Whether the report tells what Dice is to be expected, of a model with a trust score
+            (`mednca.trust`) that is run as it was calibrated: see `without_trust`. Needs signals.
         saturated: Numbers so far that did not fit the range of `int16`.
 
     Raises:
@@ -109,6 +112,7 @@ class Predictor:
     gate: int | None = None
     patience: int | None = None
     signals: bool = True
+    trust: bool = True
     saturated: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -137,6 +141,24 @@ class Predictor:
             self.share = share_with(self.file, self.engine, self.device)
 
     @property
+    def without_trust(self) -> str:
+        """Why no Dice can be expected of its masks; "" where one can."""
+        score = self.file.trust
+        if score is None:
+            return "the model has no trust score; 'mednca trust' makes one"
+        if self.gate is not None or self.patience is not None:
+            option = "gate" if self.gate is not None else "anytime"
+            return f"its trust score was made without {option}; leave that out"
+        members = self.file.config.predict.ensemble
+        if members != score.ensemble:
+            return f"its trust score was made with an ensemble of {score.ensemble}, this is one of {members}"
+        return ""
+
+    @property
+    def _judges(self) -> bool:
+        return self.trust and self.signals and not self.without_trust
+
+    @property
     def labels(self) -> dict[int, str]:
         """Value in the mask -> name of the class."""
         return dict(zip(self.file.config.values, self.file.config.labels, strict=True))
@@ -159,9 +181,12 @@ class Predictor:
             )
         in_c = self.engine in IN_C
         mask, probability, spread, told = (self._in_c if in_c else self._in_slices)(volume, progress)
+        largest = 1.0
         if config.predict.largest_component:
             body = along_body(mask[None], volume)[0]
+            before = np.count_nonzero(body)
             body[...] = largest_component(body)
+            largest = np.count_nonzero(body) / before if before else 1.0
         voxel_ml = float(abs(np.linalg.det(volume.affine[:3, :3]))) / 1000
         voxels = {name: int((mask == k).sum()) for k, name in self.labels.items()}
         report = {
@@ -181,8 +206,13 @@ class Predictor:
             "foreground_voxels": voxels,
             "foreground_ml": {name: round(count * voxel_ml, 6) for name, count in voxels.items()},
             **told,
-            "seconds": round(time.perf_counter() - started, 3),
+            "largest_piece": round(largest, 6) if config.predict.largest_component else None,
+            "trust": None,
         }
+        if self._judges:
+            assert self.file.trust is not None
+            report["trust"] = self._expected(volume, mask, probability, report).told(self.file.trust.coverage)
+        report["seconds"] = round(time.perf_counter() - started, 3)
         told_of = model_warnings(self.file) + plausibility(volume, self.file.card.get("fingerprint"))
         report["warnings"] = told_of + trouble(told)
         return Prediction(
@@ -192,13 +222,24 @@ class Predictor:
             volume.with_data(spread) if self.probability and self.signals else None,
         )
 
+    def _expected(
+        self, volume: Volume, mask: NDArray[np.uint8], probability: Array, report: dict[str, Any]
+    ) -> Expected:
+        """Scan, its mask, probabilities and report -> what is to be expected of the mask."""
+        assert self.file.trust is not None
+        if report["not_finite"]:
+            return Expected(0.0, 0.0, 1.0, ("the model gave numbers that are not finite",), True)
+        found = Prediction(volume.with_data(mask[None]), volume.with_data(probability), report)
+        return assess(self.file.trust, traits_of(volume, found))
+
     def _in_c(self, volume: Volume, progress: Progress | None) -> Found:
         """Scan -> mask, probabilities if wanted, and counts, all in C and in the grid of the scan."""
         assert self.threads is not None
         mask = np.zeros((1, *volume.shape), np.uint8)
-        classes = self.file.config.model.classes if self.probability else 0
+        classes = self.file.config.model.classes if self.probability or self._judges else 0
         probability = np.zeros((classes, *volume.shape), np.float32)
-        several = 1 + (len(self.file.config.preprocess.views) > 1) if classes and self.signals else 0
+        views = len(self.file.config.preprocess.views)
+        several = 1 + (views > 1) if self.probability and self.signals else 0
         spread = np.zeros((several, *volume.shape), np.float32)
         spacing = np.empty(3)
         spacing[io_orientation(volume.affine)[:, 0].astype(int)] = volume.spacing
@@ -320,6 +361,25 @@ def with_ensemble(model: ModelFile, members: int | None) -> ModelFile:
         raise InputError(f"ensemble must be at least 1, got {members}")
     return replace(
         model, config=replace(model.config, predict=replace(model.config.predict, ensemble=members))
+    )
+
+
+def traits_of(volume: Volume, prediction: Prediction) -> traits.Traits:
+    """Scan and its prediction with probabilities -> its traits (`mednca.traits`)."""
+    assert prediction.probability is not None
+    mask = along_body(prediction.mask.data, volume)[0]
+    spacing = np.empty(3)
+    spacing[io_orientation(volume.affine)[:, 0].astype(int)] = volume.spacing
+    largest = prediction.report["largest_piece"]
+    if largest is None and mask.any():
+        largest = np.count_nonzero(largest_component(np.ascontiguousarray(mask))) / np.count_nonzero(mask)
+    return traits.measure(
+        along_body(volume.data, volume),
+        mask,
+        along_body(prediction.probability.data, volume),
+        spacing=spacing.tolist(),
+        signals=prediction.report["signals"],
+        largest=largest,
     )
 
 

@@ -16,6 +16,7 @@ from mednca.commands.plan import Plan
 from mednca.commands.predict import Evaluate, Predict
 from mednca.commands.robustness import Robustness
 from mednca.commands.train import Train
+from mednca.commands.trust import Trust
 
 #: Name on the command line, one word or two -> command.
 COMMANDS: dict[str, type[Any]] = {
@@ -24,6 +25,7 @@ COMMANDS: dict[str, type[Any]] = {
     "predict": Predict,
     "evaluate": Evaluate,
     "robustness": Robustness,
+    "trust": Trust,
     "info": Info,
     "export": Export,
     "calibrate": Calibrate,

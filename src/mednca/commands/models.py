@@ -36,6 +36,7 @@ class Info:
         if self.json:
             told: dict[str, Any] = {"hash": model.hash, "parameters": model.parameters}
             told["calibrated"] = model.range is not None
+            told["trust"] = model.trust is not None
             print(json.dumps(told | {"config": to_dict(model.config), "card": model.card}, indent=1))
         else:
             print(describe(model))

@@ -24,7 +24,8 @@ class Predict:
     """Segment scans: a mask for each, on the scan's own grid and in its orientation.
 
     MODEL is a run folder, a .safetensors file or the name of a model that comes with mednca. Beside each mask
-    a small JSON report is written: version, model, seed, seconds, volume, warnings.
+    a small JSON report is written: version, model, seed, seconds, volume, warnings. A model with a
+    trust score ('mednca trust') also tells what Dice is to be expected, with an interval.
 
     Of several scans, one that cannot be segmented does not stop the others: it is told on stderr, and the
     exit status is 2 in the end. Otherwise nothing is written before all places for masks were found free.
@@ -36,6 +37,7 @@ class Predict:
         mednca predict hippocampus scan.nii.gz -o mask.nii.gz
         mednca predict runs/hippocampus scans/ -o masks/
         mednca predict runs/hippocampus a.nii.gz b.nii.gz -o masks/ --json > reports.json
+        mednca predict trusted.safetensors scans/ -o sorted/ --review-below 0.8
     """
 
     model: Annotated[Positional[str], arg(metavar="MODEL")]
@@ -63,6 +65,11 @@ class Predict:
     anytime: Annotated[int | None, arg(metavar="[N]", help_behavior_hint="(default: all steps)")] = None
     """End a level of a slice when no pixel of its mask has changed for N steps (4, if N is left out): faster,
     and nearly the same mask."""
+    review_below: Annotated[float | None, arg(metavar="DICE", help_behavior_hint="(default: no)")] = None
+    """Sort masks into OUT/accepted and OUT/review, by whether their expected Dice is at least this; list all
+    in OUT/review.csv."""
+    uncertainty: bool = False
+    """Also write NAME_uncertainty.nii.gz: standard deviation of the foreground's probability."""
     force: bool = False
     """Replace existing masks."""
     quiet: bool = False
@@ -88,6 +95,7 @@ class Predict:
             threads=self.threads,
             gate=self.gate,
             patience=self.anytime,
+            probability=self.uncertainty,
         )
         # This refuses what cannot be done, before anything is computed.
         told = predict_files(
@@ -97,6 +105,8 @@ class Predict:
             channels=numbers("--channels", self.channels) if self.channels is not None else (),
             force=self.force,
             progress=not self.quiet,
+            uncertainty=self.uncertainty,
+            review_below=self.review_below,
         )
         general = model_warnings(model)
         for warning in general:
@@ -111,9 +121,13 @@ class Predict:
                 if warning not in general:
                     tqdm.write(f"mednca: warning: {report['input']}: {warning}", file=sys.stderr)
             if not self.json:
-                tqdm.write(f"{report['output']}: {foreground(report)}, {report['seconds']:.1f} s")
+                parts = [foreground(report), expected(report), f"{report['seconds']:.1f} s"]
+                tqdm.write(f"{report['output']}: {', '.join(part for part in parts if part)}")
         if self.json:
             print(json.dumps(reports, indent=1))
+        elif self.review_below is not None:
+            held = sum(report.get("verdict") == "review" for report in reports)
+            print(f"{self.out / 'review.csv'}: {held} of {len(reports)} masks to review")
         failed = sum("error" in report for report in reports)
         if failed:
             print(f"mednca: {failed} of {len(reports)} scans could not be segmented", file=sys.stderr)
@@ -310,6 +324,15 @@ class Evaluate:
             )
         told = {"model": str(self.model), "data": found.name, "without_mask": without}
         return replace(report, provenance=report.provenance | told)
+
+
+def expected(report: dict[str, Any]) -> str:
+    """Report of a prediction -> the expected Dice, and why it is low; "" where the model cannot tell."""
+    if report["trust"] is None:
+        return ""
+    from mednca.trust import in_words
+
+    return in_words(report["trust"])
 
 
 def foreground(report: dict[str, Any]) -> str:
