@@ -32,6 +32,7 @@ SCRIPTS = {
     "steps": ("steps.json", "minutes, after table1"),
     "fig5": ("fig5.json", "hours, after table1"),
     "fig6": ("fig6.json", "hours, after table1"),
+    "trust": ("trust.json", "an hour, after table1"),
 }
 
 

@@ -101,9 +101,17 @@ class Part:
     cases: tuple[Case, ...]
 
 
-def held_out(source: Path, cases: Sequence[Case], *, people: int | None = None, seed: int = 0) -> list[Part]:
+def held_out(
+    source: Path,
+    cases: Sequence[Case],
+    *,
+    people: int | None = None,
+    each: int | None = None,
+    seed: int = 0,
+) -> list[Part]:
     """Folder of fold runs, or one run folder with held-out cases, and the cases of the data set -> each model
-    with the cases that it has not seen; of so many people only, drawn by the seed, where a number is given.
+    with the cases that it has not seen; of so many persons only, drawn by the seed, and so many of each,
+    where numbers are given.
 
     Raises:
         InputError: If nothing is known to be held out, or a case is twice.
@@ -125,8 +133,11 @@ def held_out(source: Path, cases: Sequence[Case], *, people: int | None = None, 
         for case in wanted:
             if seen.setdefault(case, name) != name:
                 raise InputError(f"{source}: case {case} is held out in {seen[case]} and {name}; keep one")
-        chosen = tuple(by_id[case] for case in wanted if (by_id[case].group or case) in set(persons))
-        parts.append(Part(path, chosen))
+        taken: dict[str, list[Case]] = {}
+        for case in wanted:
+            taken.setdefault(by_id[case].group or case, []).append(by_id[case])
+        chosen = [case for person, found in taken.items() if person in set(persons) for case in found[:each]]
+        parts.append(Part(path, tuple(chosen)))
     if not any(part.cases for part in parts):
         raise InputError(f"{source}: no case of the data is held out there; check DATA and --folds")
     return parts
@@ -213,20 +224,14 @@ def measure(
     todo = [(p, case, job) for p, case, job in every if (case.id, job, hashes[p.model]) not in known]
     scan: LabelledScan | None = None
     predictor: tuple[Path, Predictor] | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            for part, case, job in progress(todo) if progress else todo:
-                if scan is None or scan.id != case.id:
-                    scan = load_scan(case)
-                if predictor is None or predictor[0] != part.model:
-                    predictor = part.model, make(part.model)
-                row = judge(predictor[1], scan, perturbed(scan, job), job, hashes[part.model])
-                known[row.key] = row
-                file.write(json.dumps({"version": VERSION} | asdict(row)) + "\n")
-                file.flush()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+    for part, case, job in progress(todo) if progress else todo:
+        if scan is None or scan.id != case.id:
+            scan = load_scan(case)
+        if predictor is None or predictor[0] != part.model:
+            predictor = part.model, make(part.model)
+        row = judge(predictor[1], scan, perturbed(scan, job), job, hashes[part.model])
+        known[row.key] = row
+        write_row(path, row)
     return [known[case.id, job, hashes[part.model]] for part, case, job in every]
 
 
@@ -249,6 +254,20 @@ def _variance(prediction: Prediction, mask: NDArray[np.bool_]) -> float | None:
     if prediction.spread is None or not mask.any():
         return None
     return round(float((prediction.spread.data[0][mask].astype(np.float64) ** 2).mean()), 8)
+
+
+def write_row(path: Path, row: Row) -> None:
+    """Row -> a line more of table.jsonl.
+
+    Raises:
+        InputError: If it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"version": VERSION} | asdict(row)) + "\n")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def read_table(path: Path) -> list[Row]:
