@@ -235,7 +235,7 @@ def page(result: dict[str, Any]) -> str:
         [
             "# The trust score",
             f"Made by `{told['command']}`: {told['cases']} cases of {told['persons']} persons of "
-            f"{told['data']} (`{told['experiment']}`), out of fold; the score is judged on persons that it has "
+            f"{told['data']} (`{told['experiment']}`), out of fold; the score is judged on persons it has "
             f"not seen. Flagged: expected Dice below {result['below']:g}, of the masks whose Dice is; false "
             f"alarms: the same of the others. {told['out_of_view']} predictions in which the organ has left "
             "the image are left out.",

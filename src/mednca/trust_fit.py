@@ -35,7 +35,7 @@ PARTS = 5
 #: Ranges of expected Dice with an interval of their own at most, and persons in each at least.
 RANGES, PERSONS = 6, 20
 #: Persons that a fit needs.
-LEAST = 10
+LEAST = 4
 #: A distance of a group that calibration is taken to have seen in any case.
 REACH = 3.0
 #: How much the correlations of a group are drawn to 0.

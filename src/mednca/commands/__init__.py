@@ -22,10 +22,10 @@ from mednca.commands.trust import Trust
 COMMANDS: dict[str, type[Any]] = {
     "plan": Plan,
     "train": Train,
+    "trust": Trust,
     "predict": Predict,
     "evaluate": Evaluate,
     "robustness": Robustness,
-    "trust": Trust,
     "info": Info,
     "export": Export,
     "calibrate": Calibrate,

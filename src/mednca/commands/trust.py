@@ -30,9 +30,8 @@ class Trust:
     'robustness' (TorchIO).
 
     Examples:
-        mednca trust runs/hippocampus Task04_Hippocampus --folds runs/hippocampus_cv --group pairs -o
-            trusted.safetensors
-    """
+        mednca trust runs/hippocampus Task04_Hippocampus --folds runs/hippocampus_cv --group pairs -o trusted.safetensors
+    """  # noqa: E501
 
     model: Annotated[Positional[str], arg(metavar="MODEL")]
     """Run folder, .safetensors file or name of a shipped model, to be given the score."""

@@ -1,0 +1,142 @@
+"""Traits mean what they say, whatever the scale of the intensities and however the scan is turned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from mednca import traits
+
+SPACING = (1.0, 2.0, 3.0)
+SIGNALS = {"nqm": 0.1, "samples": 9, "axes": 0.05, "flips": 0.01, "levels": 0.9}
+
+
+def box() -> NDArray[np.uint8]:
+    """A mask of 4 x 6 x 2 voxels in 16 x 16 x 8."""
+    mask = np.zeros((16, 16, 8), np.uint8)
+    mask[2:6, 5:11, 3:5] = 1
+    return mask
+
+
+def image(seed: int = 0) -> NDArray[Any]:
+    """Brighter in the box, with a little noise."""
+    random = np.random.default_rng(seed)
+    return (100.0 + 50 * (box() > 0) + random.normal(0, 5, box().shape))[None]
+
+
+def measured(
+    data: NDArray[Any] | None = None,
+    mask: NDArray[Any] | None = None,
+    probability: NDArray[Any] | None = None,
+    **more: Any,
+) -> traits.Traits:
+    """The box, or something else -> its traits."""
+    mask = box() if mask is None else mask
+    probability = mask.astype(np.float32)[None] if probability is None else probability
+    options: dict[str, Any] = {"spacing": SPACING, "signals": SIGNALS, "largest": 1.0} | more
+    return traits.measure(image() if data is None else data, mask, probability, **options)
+
+
+def test_a_box_has_its_size_and_place() -> None:
+    found = measured()
+    assert found["volume"] == pytest.approx(4 * 6 * 2 * 6 / 1000)
+    assert [found[f"extent_{axis}"] for axis in "ras"] == [4, 12, 6]
+    assert [found[f"size_{axis}"] for axis in "ras"] == [16, 32, 24]
+    assert [found[f"position_{axis}"] for axis in "ras"] == [4 / 16, 8 / 16, 4 / 8]
+    assert found["voxel"] == pytest.approx(6 ** (1 / 3), rel=1e-5)
+    area = 2 * (12 * 6 + 4 * 6 + 4 * 12)
+    assert found["roughness"] == pytest.approx(area / (4 * 12 * 6) ** (2 / 3), rel=1e-5)
+    assert found["elongation"] == pytest.approx(12 / 4, rel=1e-5)  # spread of a box goes with its length
+    assert found["border"] == 0 and found["largest"] == 1 and found["nqm"] == 0.1 and found["levels"] == 0.9
+
+
+def test_a_mask_at_the_edge_is_told() -> None:
+    mask = np.zeros((16, 16, 8), np.uint8)
+    mask[0:2, 5:9, 3:5] = 1
+    assert measured(mask=mask)["border"] == 0.5
+    flat = mask[:, :, 3:4]
+    told = measured(image()[..., 3:4], flat)
+    assert told["border"] == 0.5  # the ends of an axis of one voxel are no edge
+    assert told["noise_s"] is None and told["noise_r"] is not None
+
+
+def test_sureness_is_that_of_the_probabilities() -> None:
+    half = np.where(box() > 0, 0.5, 0.0).astype(np.float32)[None]
+    found = measured(probability=half)
+    assert found["entropy"] == pytest.approx(1) and found["confidence"] == pytest.approx(0.5)
+    assert found["overlap"] == pytest.approx(2 * 0.5 / 1.5, rel=1e-5)
+    certain = measured()
+    assert certain["entropy"] == 0 and certain["confidence"] == 1 and certain["overlap"] == 1
+
+
+def test_two_classes_count_together() -> None:
+    parts = np.stack([box() * 0.5, box() * 0.4]).astype(np.float32)
+    assert measured(probability=parts)["confidence"] == pytest.approx(0.9, rel=1e-5)
+
+
+def test_brightness_and_gain_do_not_matter() -> None:
+    first, second = measured(), measured(image() * 7 - 300)
+    for name, value in first.items():
+        assert second[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+def test_what_is_in_the_mask_is_held_against_what_is_around() -> None:
+    found = measured()
+    assert found["contrast"] > 0.5 and found["inside"] > 0.6
+    assert measured(-image())["contrast"] == pytest.approx(-found["contrast"], rel=1e-3)
+
+
+def test_noise_blur_and_shade_are_seen() -> None:
+    random = np.random.default_rng(1)
+    steps = np.linspace(0, 1, 16)
+    smooth = np.broadcast_to(np.sin(6 * steps)[:, None, None] + steps[None, :, None], (16, 16, 8))[None]
+    noisy = smooth + random.normal(0, 0.3, smooth.shape)
+    assert measured(noisy)["noise_r"] > 2 * measured(smooth)["noise_r"]
+    assert measured(noisy)["edges"] > measured(smooth)["edges"]
+    shaded = image() + 200 * steps[None, :, None, None]
+    assert measured(shaded)["uneven"] > 3 * measured()["uneven"]
+    padded = np.pad(image(), ((0, 0), (8, 8), (0, 0), (0, 0)))
+    mask = np.pad(box(), ((8, 8), (0, 0), (0, 0)))
+    assert measured(padded, mask)["black"] > 0.45 > 0.1 > measured()["black"]
+
+
+def test_an_empty_mask_has_only_the_traits_of_the_scan() -> None:
+    found = measured(mask=np.zeros_like(box()))
+    for name, value in found.items():
+        if traits.find(name).kind == "mask":
+            assert value is None, name
+        if traits.find(name).kind == "scan":
+            assert value is not None, name
+    assert found["levels"] is None and found["entropy"] is None
+
+
+def test_a_constant_image_has_no_intensities_and_raises_nothing() -> None:
+    found = measured(np.full((1, 16, 16, 8), 7))
+    assert all(found[trait.name] is None for trait in traits.INTENSITIES)
+    assert found["volume"] is not None
+
+
+def test_channels_are_told_apart() -> None:
+    two = measured(np.concatenate([image(), -image()]))
+    assert two["contrast.1"] == pytest.approx(-two["contrast"], rel=1e-3)
+    assert list(two) == traits.names(2) and traits.find("contrast.1") is traits.find("contrast")
+    for name in ("volume.1", "contrast.x", "beauty"):
+        with pytest.raises(KeyError):
+            traits.find(name)
+
+
+def test_no_signals_are_no_traits() -> None:
+    found = measured(signals=None)
+    assert found["nqm"] is None and found["flips"] is None and found["volume"] is not None
+
+
+def test_a_large_scan_is_judged_by_a_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = measured()
+    monkeypatch.setattr(traits, "VOXELS", 512)
+    part = measured()
+    for name in ("median", "edges", "noise_r", "uneven"):
+        assert part[name] == pytest.approx(whole[name], rel=0.5, abs=0.1)
+    assert part["contrast"] == pytest.approx(whole["contrast"], rel=0.2)
