@@ -48,6 +48,7 @@ WITH_RUN = {
     "docs/how-to/resume-and-cross-validate.md",
     "docs/how-to/compare-with-nnunet.md",
     "docs/how-to/robustness.md",
+    "docs/how-to/trust.md",
 }
 #: What is called by hand: every script here but the modules that others import.
 SCRIPTS = [

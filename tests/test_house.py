@@ -32,6 +32,7 @@ LIGHT = [
     *("volume", "formats", "io", "cases", "doctor"),
     *("dicom", "join", "download"),
     *("metrics", "evaluate", "report", "perturb", "robustness", "robustness_report"),
+    *("traits", "trust", "trust_table", "trust_fit", "trust_report", "commands.trust"),
     *("export", "bench", "calibrate"),
     *("rule", "config", "fingerprint", "cost", "plan", "recipes", "dataset", "modelfile", "card", "cli"),
     *("commands", "commands.predict", "commands.models", "commands.data", "commands.train", "commands.bench"),

@@ -182,6 +182,6 @@ def test_without_signals_nothing_is_expected() -> None:
 
 def test_a_prediction_that_is_not_finite_is_worth_nothing() -> None:
     model = trusted(tiny_model())
-    weights = {name: array * 1e30 for name, array in model.weights.items()}
-    told = Predictor(replace(model, weights=weights), engine="numpy").predict(scan()).report["trust"]
+    weights = {name: array * np.float32(1e12) for name, array in model.weights.items()}
+    told = Predictor(replace(model, weights=weights)).predict(scan()).report["trust"]
     assert told["expected_dice"] == 0 and "not finite" in told["reasons"][0]

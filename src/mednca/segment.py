@@ -121,7 +121,10 @@ def predict_files(
         folders=(ACCEPTED, REVIEW) if review_below is not None else ("",),
     )
     reports = _run(predictor, jobs, force=force, progress=progress, review_below=review_below)
-    return reports if review_below is None else _listed(reports, jobs, Path(out) / "review.csv")
+    if review_below is None:
+        return reports
+    path = Path(out) / "review.csv"
+    return _listed(reports, jobs, path, read_review(path))
 
 
 def _check_wishes(predictor: Predictor, uncertainty: bool, review_below: float | None) -> None:
@@ -313,9 +316,11 @@ def uncertainty_of(prediction: Prediction) -> Volume:
 # ---- The list of what to look at ----
 
 
-def _listed(reports: Iterator[dict[str, Any]], jobs: Sequence[Job], path: Path) -> Iterator[dict[str, Any]]:
+def _listed(
+    reports: Iterator[dict[str, Any]], jobs: Sequence[Job], path: Path, before: Sequence[dict[str, str]]
+) -> Iterator[dict[str, Any]]:
     """Reports -> the same, each in the list when it is given on. Scans that were listed before stay."""
-    rows = {row["scan"]: row for row in read_review(path)}
+    rows = {row["scan"]: row for row in before}
     for job, report in zip(jobs, reports, strict=True):
         rows[job.scan.name] = _row(job, report)
         write_review(path, list(rows.values()))
