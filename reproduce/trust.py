@@ -28,6 +28,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mednca import trust_fit, trust_report
+from mednca.bench import machine
 from mednca.cases import Case, find_cases
 from mednca.dataset import LabelledScan, load_scan
 from mednca.errors import InputError
@@ -195,6 +196,7 @@ def run(asked: argparse.Namespace) -> dict[str, Any]:
         "data": folds.split.data,
         "experiment": experiment.name,
         "out_of_view": left,
+        "machine": machine(),
     }
     if asked.model:
         model = load_model(asked.model)

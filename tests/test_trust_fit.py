@@ -179,3 +179,19 @@ def test_traits_that_a_model_does_not_have_are_left_out() -> None:
     found = trust_fit.fit(rows)
     assert not {"axes", "levels"} & {scale.trait for scale in found.scales}
     assert figures(out_of_fold(rows))["spearman"] > 0.7
+
+
+def test_a_trait_that_never_varies_says_nothing() -> None:
+    rows = [replace(row, traits=row.traits | {"nqm": 0.1}) for row in table(persons=10, strangers=False)]
+    found = trust_fit.fit(rows, only=["nqm"])
+    assert found.curves == ()
+    mean = np.mean([row.dice for row in rows])
+    assert trust.expect(found, [rows[0].traits]).dice[0] == pytest.approx(mean, abs=1e-4)
+
+
+def test_a_trait_that_goes_the_wrong_way_is_not_used() -> None:
+    """The more the samples disagree, the better the mask: chance, or a fault; no curve follows it."""
+    rows = [replace(row, traits=row.traits | {"nqm": row.dice}) for row in table(persons=20, strangers=False)]
+    found = trust_fit.fit(rows, only=["nqm"])
+    many = trust.expect(found, [{"nqm": value} for value in (0.1, 0.5, 0.9)])
+    assert np.ptp(many.dice) == 0

@@ -211,7 +211,7 @@ def boost(
     count = _histogram(flat, np.ones(len(dice)), names, width)[:, :-1].cumsum(axis=1)
     allowed = (count >= LEAF) & (len(dice) - count >= LEAF)
     random = np.random.default_rng(seed)
-    for _ in range(ROUNDS):
+    for _ in range(ROUNDS if allowed.any() else 0):
         chance = 1 / (1 + np.exp(-odds))
         drawn = np.flatnonzero(random.random(len(dice)) < SHARE)
         part = weights[drawn]
