@@ -22,7 +22,7 @@ from mednca.fingerprint import Fingerprint
 from mednca.modelfile import shipped_model
 from mednca.nca import MedNCA
 from mednca.plan import BUDGETS, LEAST_HIDDEN, VIEWS, plan, reach, to_json, with_fitting_start
-from mednca.recipes import RECIPES, quick, recipe
+from mednca.recipes import RECIPES, quick, recipe, with_classes
 from mednca.rule import MedNCAConfig, multiply_adds, parameters
 from mednca.train import train
 from mednca.volume import Volume
@@ -97,15 +97,29 @@ def test_parameters_are_those_of_the_model(model: MedNCAConfig) -> None:
 
 def test_a_slice_is_counted_with_its_padding_and_every_run_of_the_ensemble() -> None:
     lean = plan(CROPS, "best").config
-    assert (lean.model.multiple, lean.predict.ensemble) == (8, 3)
-    assert slice_multiply_adds(lean, (35, 50)) == 3 * multiply_adds(lean.model, 40, 56)
+    assert (lean.model.multiple, lean.predict.ensemble) == (8, 4)
+    assert slice_multiply_adds(lean, (35, 50)) == 4 * multiply_adds(lean.model, 40, 56)
+
+
+def test_every_second_run_sees_the_scan_mirrored_where_training_did_too() -> None:
+    best = plan(CROPS).config
+    assert best.augment.flip == (0,) and best.predict.mirror == (0,)
+    assert plan(CROPS, "pi").config.predict.mirror == ()  # one run
+    sagittal = replace(CROPS, spacing=(3.0, 1.0, 1.0), spacing_known=True)
+    cut_left_to_right = plan(sagittal).config
+    assert cut_left_to_right.preprocess.axes == (0,)
+    assert (cut_left_to_right.augment.flip, cut_left_to_right.predict.mirror) == ((), ())
+    network = recipe("unet", CROPS)
+    assert (network.predict.ensemble, network.predict.mirror) == (2, (0,))
+    named = with_classes(best, {1: "left lung", 2: "right lung"})
+    assert (named.augment.flip, named.predict.mirror) == ((), ())
 
 
 def test_a_scan_seen_along_three_axes_is_counted_three_times() -> None:
     model = plan(CROPS).config.model
     views = 36 * multiply_adds(model, 40, 56) + 35 * multiply_adds(model, 56, 40)
     views += 50 * multiply_adds(model, 40, 40)
-    assert plan(CROPS).cost.multiply_adds == round(3 * views / 36)  # three runs, by axial slices
+    assert plan(CROPS).cost.multiply_adds == round(4 * views / 36)  # four runs, by axial slices
 
 
 def test_the_papers_model_costs_what_the_papers_model_costs() -> None:

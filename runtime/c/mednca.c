@@ -296,6 +296,23 @@ void mednca_turn(mednca_job *job, int32_t view)
     *job = turned;
 }
 
+/* What lies beside the slice in a plane of its grid: its edges, repeated. */
+static void repeat_edges(const mednca_job *j, float *plane)
+{
+    const int64_t across = j->grid_columns;
+    for (int64_t y = j->top; y < j->top + j->height; y++) {
+        float *row = plane + y * across + j->left;
+        for (int64_t x = 0; x < j->left; x++)
+            row[x - j->left] = row[0];
+        for (int64_t x = j->width; x < across - j->left; x++)
+            row[x] = row[j->width - 1];
+    }
+    for (int64_t y = 0; y < j->grid_rows; y++)
+        if (y < j->top || y >= j->top + j->height)
+            memcpy(plane + y * across, plane + (y < j->top ? j->top : j->top + j->height - 1) * across,
+                   (size_t)across * sizeof(float));
+}
+
 /* One slice of the scan, resized and normalised -> image (I, grid rows, grid columns), edges repeated. */
 static void prepare(const mednca_job *j, int64_t slice, Work *w)
 {
@@ -343,17 +360,59 @@ static void prepare(const mednca_job *j, int64_t slice, Work *w)
                 for (int64_t x = 0; x < j->width; x++)
                     inside[y * across + x] = rescale(inside[y * across + x], l, h);
         }
-        for (int64_t y = 0; y < j->height; y++) {
-            float *row = inside + y * across;
-            for (int64_t x = 0; x < j->left; x++)
-                row[x - j->left] = row[0];
-            for (int64_t x = j->width; x < across - j->left; x++)
-                row[x] = row[j->width - 1];
-        }
-        for (int64_t y = 0; y < j->grid_rows; y++)
-            if (y < j->top || y >= j->top + j->height)
-                memcpy(plane + y * across, plane + (y < j->top ? j->top : j->top + j->height - 1) * across,
-                       (size_t)across * sizeof(float));
+        repeat_edges(j, plane);
+    }
+}
+
+/* How a run sees the slices of a view. */
+typedef struct {
+    int rows, columns; /* whether mirrored in the plane */
+    int order;         /* whether the last slice comes first */
+} Mirrors;
+
+static Mirrors mirrors_of(const mednca_job *j, int32_t member)
+{
+    const mednca_model *m = j->model;
+    const int axis = m->facts.axes[j->view];
+    Mirrors found = {0, 0, 0};
+    for (int32_t i = 0; i < m->mirrors; i++) {
+        const int there = member >> i & 1;
+        if (m->mirror_axes[i] == axis)
+            found.order = there;
+        else if (m->mirror_axes[i] == (axis == 0 ? 1 : 0))
+            found.rows = there;
+        else
+            found.columns = there;
+    }
+    return found;
+}
+
+static void swap(float *one, float *other, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++) {
+        const float kept = one[i];
+        one[i] = other[i];
+        other[i] = kept;
+    }
+}
+
+/* The prepared slice, mirrored where two runs differ. */
+static void mirror_image(const mednca_job *j, Work *w, Mirrors before, Mirrors now)
+{
+    const mednca_facts *f = &j->model->facts;
+    const int64_t across = j->grid_columns, cells = j->grid_rows * across, block = f->modalities * cells;
+    for (int64_t i = 0; before.order != now.order && i < f->context; i++)
+        swap(w->image + i * block, w->image + (2 * f->context - i) * block, block);
+    if (before.rows == now.rows && before.columns == now.columns)
+        return;
+    for (int64_t c = 0; c < f->image_channels; c++) {
+        float *plane = w->image + c * cells, *inside = plane + j->top * across + j->left;
+        for (int64_t y = 0; before.rows != now.rows && y < j->height / 2; y++)
+            swap(inside + y * across, inside + (j->height - 1 - y) * across, j->width);
+        for (int64_t y = 0; before.columns != now.columns && y < j->height; y++)
+            for (int64_t x = 0; x < j->width / 2; x++)
+                swap(inside + y * across + x, inside + y * across + j->width - 1 - x, 1);
+        repeat_edges(j, plane);
     }
 }
 
@@ -699,7 +758,7 @@ static int32_t run_watched(const mednca_job *j, Work *w, int32_t level, const Gr
 }
 
 /* The end of a run, by one member: its probabilities are added up, and its mask compared with that of the level before. */
-static void end_run(const mednca_job *j, Work *w, const Grid *grid, const Grid *coarse, mednca_counts *counts)
+static void end_run(const mednca_job *j, Work *w, Mirrors mirrors, const Grid *grid, const Grid *coarse, mednca_counts *counts)
 {
     const mednca_model *m = j->model;
     const mednca_facts *f = &m->facts;
@@ -708,7 +767,8 @@ static void end_run(const mednca_job *j, Work *w, const Grid *grid, const Grid *
     float unused;
     for (int64_t y = 0; y < j->height; y++)
         for (int64_t x = 0; x < j->width; x++) {
-            const int64_t i = y * j->width + x, row = y + j->top, column = x + j->left;
+            const int64_t i = y * j->width + x, row = j->top + (mirrors.rows ? j->height - 1 - y : y),
+                          column = j->left + (mirrors.columns ? j->width - 1 - x : x);
             const char *cell = grid->states + row * grid->row + column * grid->cell;
             float *whole = m->options.signals ? w->whole + i : &unused;
             counts->broken += !softmax(m, &m->rules[last], cell, w->shares + i, j->height * j->width, part, whole);
@@ -745,7 +805,12 @@ void mednca_slice(const mednca_job *job, int64_t slice, void *work, int32_t rank
         prepare(job, slice, &w);
     }
     wait_for_all(w.barrier, team);
+    Mirrors mirrors = {0, 0, 0};
     for (int32_t member = 0; member < f->ensemble; member++) {
+        const Mirrors before = mirrors;
+        mirrors = mirrors_of(job, member);
+        if (rank == 0)
+            mirror_image(job, &w, before, mirrors);
         Grid grid = {0, 0, 0, 0, 0}, coarse = grid;
         for (int32_t level = 0; level < f->levels; level++) {
             const int64_t height = job->grid_rows / f->scales[level], width = job->grid_columns / f->scales[level];
@@ -766,10 +831,11 @@ void mednca_slice(const mednca_job *job, int64_t slice, void *work, int32_t rank
             if (rank == 0 && team > 1) /* the rows beyond the borders mirror rows that another member may have filled */
                 mirror(&grid, 0, height);
             wait_for_all(w.barrier, team);
-            samples += run_watched(job, &w, level, &grid, m->options.seed + (uint32_t)member, slice, gate, &desk, rank, team, counts);
+            samples += run_watched(job, &w, level, &grid, m->options.seed + (uint32_t)member,
+                                   mirrors.order ? job->slices - 1 - slice : slice, gate, &desk, rank, team, counts);
         }
         if (rank == 0) {
-            end_run(job, &w, &grid, &coarse, counts);
+            end_run(job, &w, mirrors, &grid, &coarse, counts);
             if (m->options.signals)
                 add_sample(job, &w, samples);
         }

@@ -11,6 +11,7 @@ struct mednca_model {
     int per_slice, has_spacing, has_size; /* preprocessing */
     double spacing[2];
     int64_t size[2];
+    int32_t mirrors, mirror_axes[3]; /* of the body; run i mirrors axis k where bit k of i is set */
     double threshold;
     float logit, no_logit; /* of a class: above, the cell is foreground; at or below, with no other class above, it is not */
     uint32_t fire_threshold;
@@ -56,24 +57,38 @@ static char *unescaped(Json text, size_t *length)
     return out;
 }
 
+/* Up to three numbers of axes, each once; returns 0 where they are not that. */
+static int are_axes(const double *x, int64_t count, int32_t *axes)
+{
+    for (int64_t i = 0; i < count && count <= 3; i++) {
+        if (!(x[i] == 0 || x[i] == 1 || x[i] == 2))
+            return 0;
+        axes[i] = (int32_t)x[i];
+        for (int64_t k = 0; k < i; k++)
+            if (axes[k] == axes[i])
+                return 0;
+    }
+    return count >= 0 && count <= 3;
+}
+
 /* The axes to cut across; a file of version 1 may name one. Returns 0 where they are not one to three different ones. */
 static int read_axes(mednca_facts *f, Json prepare)
 {
     double x[3];
     Json several = member(prepare, "axes");
-    int64_t count = several.at ? numbers(several, x, 3) : 1;
+    f->views = several.at ? (int32_t)numbers(several, x, 3) : 1;
     if (!several.at && !number(member(prepare, "axis"), x))
         return 0;
-    for (int64_t i = 0; i < count && count <= 3; i++) {
-        if (!(x[i] == 0 || x[i] == 1 || x[i] == 2))
-            return 0;
-        f->axes[i] = (int32_t)x[i];
-        for (int64_t k = 0; k < i; k++)
-            if (f->axes[k] == f->axes[i])
-                return 0;
-    }
-    f->views = (int32_t)count;
-    return count >= 1 && count <= 3;
+    return f->views >= 1 && are_axes(x, f->views, f->axes);
+}
+
+/* The axes that runs mirror; a file may name none. */
+static int read_mirrors(mednca_model *m, Json predict)
+{
+    double x[3];
+    Json axes = member(predict, "mirror");
+    m->mirrors = axes.at ? (int32_t)numbers(axes, x, 3) : 0;
+    return are_axes(x, m->mirrors, m->mirror_axes);
 }
 
 static int read_config(mednca_model *m, Json config, char *message, size_t size)
@@ -136,6 +151,8 @@ static int read_config(mednca_model *m, Json config, char *message, size_t size)
     if (!number(member(predict, "threshold"), &m->threshold) || !(m->threshold > 0 && m->threshold < 1) ||
         !whole(predict, "ensemble", 1, 10000, &f->ensemble))
         return fail(message, size, "the model's threshold or ensemble is missing or out of range");
+    if (!read_mirrors(m, predict))
+        return fail(message, size, "the axes that the model's runs mirror must be different ones of 0, 1 and 2");
     f->largest_component = is(member(predict, "largest_component"), "true");
     if (numbers(member(config, "values"), x, 256) != f->classes)
         return fail(message, size, "the model must have a mask value for each class");

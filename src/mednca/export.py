@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mednca import __version__
+from mednca.config import PredictConfig
 from mednca.errors import InputError
 from mednca.files import atomic_write
 from mednca.modelfile import ModelFile, find_model, load_model
@@ -184,6 +185,7 @@ def facts(model: ModelFile, level: int) -> dict[str, str]:
         "values": config.values,
         "threshold": repr(config.predict.threshold),
         "ensemble": config.predict.ensemble,
+        "mirror": config.predict.mirror or None,
         "largest_component": config.predict.largest_component,
         "licence": card.get("licence"),
         "attribution": card.get("attribution"),
@@ -234,7 +236,7 @@ def page(model: ModelFile, names: Sequence[str]) -> str:
         threshold=config.predict.threshold,
         values=", ".join(f"{v} {name}" for v, name in zip(config.values, config.labels, strict=True)),
         prepare="; ".join(line for line in prepare if line),
-        runs=_runs(config.predict.ensemble, len(pre.axes)),
+        runs=_runs(config.predict, len(pre.axes)),
         component=_COMPONENT if config.predict.largest_component else "",
         licence=told.get("licence") or "not stated",
         attribution=told.get("attribution") or "not stated",
@@ -250,8 +252,12 @@ def _wrapped(line: str) -> str:
     return line if line.startswith("|") else textwrap.fill(line, 120, subsequent_indent=indent, **_WHOLE)
 
 
-def _runs(ensemble: int, axes: int) -> str:
-    told = [f"Those of {ensemble} runs, seeds 0 to {ensemble - 1}, are averaged."] if ensemble > 1 else []
+def _runs(predict: PredictConfig, axes: int) -> str:
+    runs = predict.ensemble
+    told = [f"Those of {runs} runs, seeds 0 to {runs - 1}, are averaged."] if runs > 1 else []
+    for run in range(runs if predict.mirror else 0):
+        if names := " and ".join("xyz"[axis] for axis in predict.mirrored(run)):
+            told.append(f"Run {run} sees the scan mirrored along {names}; its answer is mirrored back.")
     if axes > 1:
         told.append(
             f"So are, voxel by voxel in the grid of the scan, those of the slices along the {axes} axes "

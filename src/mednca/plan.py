@@ -122,7 +122,7 @@ BUDGETS = {
     "pi": Budget(20_000, True, "depthwise", 16, 64, 64, 10, 256, 32, 8e-3, 6000, 1, work=100_000),
     "laptop": Budget(45_000, False, "depthwise", 32, 64, 64, 10, 512, 40, 8e-3, 4000, 1),
     "best": Budget(
-        *(70_016, True, "dense", 16, 128, 64, 10, 1024, 32, 4e-3, 10_000, 3, 0.5, (0.4, 2.0)),
+        *(70_016, True, "dense", 16, 128, 64, 10, 1024, 32, 4e-3, 10_000, 4, 0.5, (0.4, 2.0)),
         start="hippocampus",
     ),
 }
@@ -188,14 +188,16 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
     partly = patch**2 < PART * canvas[0] * canvas[1]
     rare = data.share is not None and data.share < RARE
     one_piece = rare and data.one_piece is not None and data.one_piece >= ONE_PIECE
+    rows_and_columns = plane_axes(axes[0])
+    flip = (0,) if rows_and_columns[0] == 0 else ()
     config = RunConfig(
         recipe_name(budget),
         model=model,
         preprocess=preprocess,
         # Left and right only: anatomy has no other mirror.
         augment=AugmentConfig(
-            flip=(0,) if plane_axes(axes[0])[0] == 0 else (),
-            scale=size_range(data, plane_axes(axes[0])),
+            flip=flip,
+            scale=size_range(data, rows_and_columns),
             gamma=limits.gamma,
         ),
         train=TrainConfig(
@@ -209,7 +211,11 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
             step_range=limits.step_range,
             step_range_from=0.5 if limits.step_range != (1.0, 1.0) else 0.0,
         ),
-        predict=PredictConfig(ensemble=limits.ensemble, largest_component=one_piece),
+        predict=PredictConfig(
+            ensemble=limits.ensemble,
+            largest_component=one_piece,
+            mirror=tuple(rows_and_columns[i] for i in flip) if limits.ensemble > 1 else (),
+        ),
     )
     if rare:
         config = replace(
@@ -275,7 +281,10 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
         Choice(
             "ensemble",
             str(limits.ensemble),
-            "runs with other fire masks are averaged" if limits.ensemble > 1 else "one run, to save time",
+            "runs with other fire masks are averaged"
+            + ("; every second one sees the scan mirrored" if config.predict.mirror else "")
+            if limits.ensemble > 1
+            else "one run, to save time",
         ),
     )
     return Plan(budget, data, config, choices, cost)

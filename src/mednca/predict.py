@@ -26,7 +26,15 @@ from mednca.config import BaselineConfig, RunConfig
 from mednca.engine import Progress
 from mednca.errors import InputError
 from mednca.modelfile import ModelFile, to_bytes
-from mednca.slices import pad_to, prepare_image, restore, with_context
+from mednca.slices import (
+    PreprocessConfig,
+    mirrored,
+    mirrored_plane,
+    pad_to,
+    prepare_image,
+    restore,
+    with_context,
+)
 from mednca.volume import Volume
 
 if TYPE_CHECKING:
@@ -248,7 +256,7 @@ class Predictor:
             not_finite += int((~np.isfinite(shares)).sum())
             average += restore(shares, volume, view) / np.float32(len(views))
             if self.signals:
-                spread.add(restore(lookout.samples, volume, view))
+                spread.add(restore(lookout.in_place(view), volume, view))
         mask = decide(average, config.predict.threshold, config.values)
         steps = {"steps_run": counts.steps or None, "steps_all": counts.all or None}
         facts: dict[str, Any] = {
@@ -286,6 +294,18 @@ class Lookout:
             return self._run(image, numbers, seed)
         parts = [self._run(image[i : i + 1], numbers[i : i + 1], seed) for i in range(len(numbers))]
         return np.concatenate(parts)
+
+    def in_place(self, view: PreprocessConfig) -> Array:
+        """The view that was computed -> the samples, those of mirrored runs mirrored back."""
+        if self._alone:
+            return self.samples
+        predict = self._predictor.file.config.predict
+        runs = []
+        for run in range(self.samples.shape[1]):
+            axes = predict.mirrored(run)
+            sample = mirrored_plane(self.samples[:, run], view, axes)
+            runs.append(sample[::-1] if view.axis in axes else sample)
+        return np.stack(runs, axis=1)
 
     def _run(self, image: Array, numbers: NDArray[np.int64], seed: int) -> Array:
         of, config = self._predictor, self._predictor.file.config
@@ -463,9 +483,13 @@ def predict_slices(
     for start in range(0, count, at_once):
         numbers = np.arange(start, min(start + at_once, count))
         seen = with_context(image, numbers, config.preprocess.context)
-        stack, inside = pad_to(seen, config.multiple, config.smallest)
         for member in range(ensemble):
-            result[numbers] += share(stack, numbers, seed + member)[..., inside[0], inside[1]] / ensemble
+            axes = config.predict.mirrored(member)
+            turned = mirrored(seen, config.preprocess, axes)
+            stack, inside = pad_to(turned, config.multiple, config.smallest)
+            named = count - 1 - numbers if config.preprocess.axis in axes else numbers
+            found = share(stack, named, seed + member)[..., inside[0], inside[1]]
+            result[numbers] += mirrored_plane(found, config.preprocess, axes) / ensemble
         if progress:
             progress(int(numbers[-1]) + 1, count)
     return result

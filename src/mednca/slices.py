@@ -12,6 +12,7 @@ I = M (2 context + 1) image channels that a model sees.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -185,6 +186,22 @@ def with_context(slices: Array, indices: NDArray[np.int64], context: int) -> Arr
     around = np.clip(indices[:, None] + np.arange(-context, context + 1), 0, len(slices) - 1)
     picked: Array = slices[around].reshape(len(indices), -1, *slices.shape[2:])
     return picked
+
+
+def mirrored(image: Array, config: PreprocessConfig, axes: Sequence[int]) -> Array:
+    """Image (B, I, H, W) of slices along one axis of the RAS+ volume -> what it would be if the scan was
+    mirrored along some axes: in the plane, and, across it, with the neighbours in reverse order."""
+    if config.axis in axes:
+        neighbours = image.reshape(len(image), -1, config.modalities, *image.shape[2:])
+        image = neighbours[:, ::-1].reshape(image.shape)
+    return mirrored_plane(image, config, axes)
+
+
+def mirrored_plane(slices: Array, config: PreprocessConfig, axes: Sequence[int]) -> Array:
+    """Slices (..., H, W) along one axis of the RAS+ volume -> the same, mirrored along those of some axes
+    that lie in their plane."""
+    flips = tuple(place - 2 for place, axis in enumerate(plane_axes(config.axis)) if axis in axes)
+    return np.ascontiguousarray(np.flip(slices, flips)) if flips else slices
 
 
 def padded_size(size: tuple[int, int], multiple: int, smallest: int) -> tuple[int, int]:

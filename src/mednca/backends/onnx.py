@@ -144,7 +144,10 @@ def configuration(told: list[dict[str, str]]) -> RunConfig:
         fire_rate=float(first["fire_rate"]),
     )
     predict = PredictConfig(
-        float(first["threshold"]), int(first["ensemble"]), first["largest_component"] == "True"
+        float(first["threshold"]),
+        int(first["ensemble"]),
+        first["largest_component"] == "True",
+        numbers("mirror") or (),
     )
     return RunConfig(
         labels=tuple(first["labels"].split(", ")),
