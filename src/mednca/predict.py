@@ -26,6 +26,7 @@ from mednca.config import BaselineConfig, RunConfig
 from mednca.engine import Progress
 from mednca.errors import InputError
 from mednca.modelfile import ModelFile, to_bytes
+from mednca.roi import cut_out, put_back, touches
 from mednca.slices import (
     PreprocessConfig,
     mirrored,
@@ -166,7 +167,10 @@ class Predictor:
                 f"this model takes scans of {config.preprocess.modalities} channel(s), got {volume.channels}"
             )
         in_c = self.engine in IN_C
-        mask, probability, spread, told = (self._in_c if in_c else self._in_slices)(volume, progress)
+        roi = config.preprocess.roi
+        found = (self._in_c if in_c else self._in_slices)(cut_out(volume, roi), progress)
+        mask, probability, spread, told = found
+        mask = put_back(mask[None], volume, roi)[0]
         if config.predict.largest_component:
             body = along_body(mask[None], volume)[0]
             body[...] = largest_component(body)
@@ -192,12 +196,17 @@ class Predictor:
             "seconds": round(time.perf_counter() - started, 3),
         }
         told_of = model_warnings(self.file) + plausibility(volume, self.file.card.get("fingerprint"))
+        if touches(mask, volume, roi):
+            told_of.append(
+                "the mask reaches the border of the part of the scan that the model looks at; the organ may "
+                "go on beyond it"
+            )
         report["warnings"] = told_of + trouble(told)
         return Prediction(
             volume.with_data(mask[None]),
-            volume.with_data(probability) if self.probability else None,
+            volume.with_data(put_back(probability, volume, roi)) if self.probability else None,
             report,
-            volume.with_data(spread) if self.probability and self.signals else None,
+            volume.with_data(put_back(spread, volume, roi)) if self.probability and self.signals else None,
         )
 
     def _in_c(self, volume: Volume, progress: Progress | None) -> Found:
