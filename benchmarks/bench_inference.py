@@ -39,7 +39,6 @@ from mednca.bench import (
     Slice,
     agrees,
     difference,
-    machine,
     make_native,
     make_numpy,
     memory,
@@ -48,6 +47,7 @@ from mednca.bench import (
 )
 from mednca.calibrate import measure_range
 from mednca.config import RunConfig
+from mednca.machine import machine
 from mednca.modelfile import ModelFile, save_model, to_bytes
 from mednca.nca import MedNCA
 from mednca.rule import MedNCAConfig, weight_shapes

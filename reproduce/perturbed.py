@@ -82,7 +82,7 @@ def measure(
     from tqdm import tqdm
 
     from mednca import robustness
-    from mednca.bench import machine
+    from mednca.machine import machine
     from mednca.predict import Predictor
     from mednca.robustness_report import card, rounded
 

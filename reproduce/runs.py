@@ -161,8 +161,8 @@ def run(
     Raises:
         InputError: If recipe, data or an existing run folder cannot be used.
     """
-    from mednca.bench import machine
     from mednca.dataset import fingerprint, load_scans
+    from mednca.machine import machine
     from mednca.modelfile import load_model
     from mednca.train import finish, one_thread, open_run
 

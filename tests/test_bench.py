@@ -29,6 +29,7 @@ from mednca.bench import (
 )
 from mednca.cli import main
 from mednca.errors import InputError
+from mednca.machine import machine
 from mednca.modelfile import ModelFile, load_model, save_model
 from tests.small import tiny_model
 
@@ -146,7 +147,7 @@ def test_a_table_has_a_row_for_each_measurement() -> None:
         Row("slice 64 x 64", "PyTorch", 2, times(1.0, 1.0, 1.0)),
     ]
     model = {"name": "tiny", "hash": "abc", "steps": [2, 3], "ensemble": 1}
-    report = Report(model, module.machine(), rows, ["a note"])
+    report = Report(model, machine(), rows, ["a note"])
     assert [report.against_native(row) for row in rows] == [None, 10.0, None]
     text = report.table()
     assert "tiny (abc), 2 + 3 steps; mednca" in text and text.endswith("\n\na note")

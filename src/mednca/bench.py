@@ -14,25 +14,23 @@ import functools
 import importlib.util
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mednca import __version__, engine
+from mednca import engine
 from mednca.backends import numpy as in_numpy
 from mednca.errors import InputError
 from mednca.fire import FireKey, fire_mask
+from mednca.machine import machine, processors
 from mednca.modelfile import ModelFile, load_model, to_bytes
 
 Array = NDArray[Any]
@@ -489,44 +487,6 @@ def _digits(seconds: float) -> str:
     return f"{seconds:.{max(0, 2 - int(np.floor(np.log10(max(seconds, 1e-9)))))}f}"
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    names = ("numpy", "torch", "onnxruntime", "openvino")
-    versions = {"Python": platform.python_version()}
-    versions |= {name: metadata.version(name) for name in names if importlib.util.find_spec(name)}
-    return {
-        "mednca": __version__,
-        "date": date.today().isoformat(),
-        "processor": processor(),
-        "processors": engine.processors(),
-        "instructions": engine.instructions()[0] if engine.available() else None,
-        "memory_mib": _memory_of_machine(),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "load": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
-        "versions": versions,
-    }
-
-
-def processor() -> str:
-    """Name of the processor, or of the board where the system tells that instead."""
-    for path, key in ((Path("/proc/device-tree/model"), ""), (Path("/proc/cpuinfo"), "model name")):
-        try:
-            text = path.read_text("utf-8", errors="replace").strip("\0\n")
-        except OSError:
-            continue
-        found = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith(key)]
-        if not key or found:
-            return found[0] if key else text
-    return platform.processor() or platform.machine()
-
-
-def _memory_of_machine() -> int | None:
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
-    except (AttributeError, ValueError, OSError):
-        return None
-
-
 def with_steps(model: ModelFile, steps: Sequence[int] | None) -> ModelFile:
     """Model -> the same with other numbers of steps, one for each level; None keeps its own.
 
@@ -589,7 +549,7 @@ def bench(
     """
     model = with_steps(load_model(source), steps)
     model.require_automaton("the benchmark")
-    counts = sorted(set(threads or (1, engine.processors())))
+    counts = sorted(set(threads or (1, processors())))
     least = model.config.model.smallest
     if repeats < 1 or counts[0] < 1:
         raise InputError(f"repeats and threads must be at least 1, got {repeats} and {counts[0]}")

@@ -16,7 +16,6 @@ import functools
 import importlib.machinery
 import math
 import mmap
-import os
 import queue
 import sys
 import threading
@@ -228,13 +227,6 @@ def instructions() -> list[str]:
 def has_bfloat16() -> bool:
     """Whether the library can train with products of bfloat16 numbers on this processor."""
     return available() and bool(library().mednca_has_bfloat16())
-
-
-def processors() -> int:
-    """How many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 # ---- Arrays ----

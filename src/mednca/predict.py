@@ -25,6 +25,7 @@ from mednca.card import model_warnings
 from mednca.config import BaselineConfig, RunConfig
 from mednca.engine import Progress
 from mednca.errors import InputError
+from mednca.machine import processors
 from mednca.modelfile import ModelFile, to_bytes
 from mednca.slices import pad_to, prepare_image, restore, with_context
 from mednca.volume import Volume
@@ -124,7 +125,7 @@ class Predictor:
             raise InputError("patience is for cellular automata, this model is none; leave it out")
         self._hash = self.file.hash
         if self.engine in IN_C:
-            self.threads = self.threads or engine.processors()
+            self.threads = self.threads or processors()
             self._model = open_in_c(
                 self.file,
                 self.engine,
