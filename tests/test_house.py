@@ -32,7 +32,7 @@ LIGHT = [
     *("volume", "formats", "io", "cases", "doctor"),
     *("dicom", "join", "download"),
     *("metrics", "evaluate", "report", "perturb", "robustness", "robustness_report"),
-    *("export", "bench", "calibrate"),
+    *("export", "calibrate", "bench", "bench.task", "bench.engines", "bench.measure", "bench.report"),
     *("rule", "config", "fingerprint", "cost", "plan", "recipes", "dataset", "modelfile", "card", "cli"),
     *("commands", "commands.predict", "commands.models", "commands.data", "commands.train", "commands.bench"),
     *("nnunet", "commands.nnunet", "commands.plan", "commands.robustness"),
