@@ -36,7 +36,8 @@ LIGHT = [
     *("rule", "config", "fingerprint", "cost", "plan", "recipes", "dataset", "modelfile", "card", "cli"),
     *("commands", "commands.predict", "commands.models", "commands.data", "commands.train", "commands.bench"),
     *("nnunet", "commands.nnunet", "commands.plan", "commands.robustness"),
-    *("backends", "backends.numpy", "backends.onnx", "engine", "machine", "signals", "predict", "segment"),
+    *("backends", "backends.numpy", "backends.onnx", "signals", "predict", "segment", "machine"),
+    *("engine", "engine.binding", "engine.arrays", "engine.threads", "engine.model"),
 ]
 #: Modules that talk to a person; the others log.
 SPEAKING = {"cli", "commands", "demo", "__main__"}
