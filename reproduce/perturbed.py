@@ -21,7 +21,8 @@ from mednca.files import atomic_write, read_json, replacing
 from mednca.perturb import find as find_perturbations
 from reproduce.catalogue import Experiment, find
 from reproduce.folds import load
-from reproduce.runs import QUICK, RESULTS, trainings
+from reproduce.runs import QUICK, trainings
+from reproduce.stored import RESULTS
 from reproduce.tables import markdown, title, why_not
 
 #: Ours, and the U-Net trained on the same folds.
