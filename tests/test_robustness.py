@@ -14,7 +14,7 @@ import pytest
 
 from mednca import cli
 from mednca.cases import Case, find_cases
-from mednca.dataset import load_scan
+from mednca.dataset import LabelledScan, load_scan
 from mednca.errors import InputError
 from mednca.evaluate import Predictor
 from mednca.export import export
@@ -32,6 +32,7 @@ from mednca.robustness import (
     measure,
     read_scores,
 )
+from mednca.robustness import perturbed as perturbed_cases
 from mednca.robustness.contenders import open_masks, open_model, together
 from mednca.robustness.folder import describe, open_report
 from mednca.robustness.images import write_images
@@ -308,6 +309,18 @@ def test_an_exported_model_gives_the_masks_of_the_model(data: Path, tmp_path: Pa
     (tmp_path / "onnx0" / "level_1.onnx").unlink()
     with pytest.raises(InputError, match=r"onnx0: is no model exported by mednca"):
         open_model(tmp_path / "onnx0", cases, make)
+
+
+def test_a_case_is_read_once_while_its_jobs_follow_one_another(data: Path) -> None:
+    todo = [(case, job) for case in cases_of(data)[:2] for job in JOBS[:3]]
+    read: list[str] = []
+
+    def counted(case: Case) -> LabelledScan:
+        read.append(case.id)
+        return load_scan(case)
+
+    found = [(case, job) for case, job, _ in perturbed_cases(todo, read=counted)]
+    assert found == [(case.id, job) for case, job in todo] and read == ["scan_1", "scan_2"]
 
 
 def test_images_are_written_for_other_programs_and_their_masks_judged(data: Path, tmp_path: Path) -> None:

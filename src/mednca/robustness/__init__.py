@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,6 +66,8 @@ class Score(NamedTuple):
 
 
 Scores = dict[Key, Score]
+#: Wraps what is to be done, to show how far it is, as `tqdm.tqdm`.
+Progress = Callable[[Sequence[tuple[Case, Job]]], Iterable[tuple[Case, Job]]]
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,24 @@ def list_jobs(perturbations: Sequence[Perturbation], *, quick: bool = False, see
     ]
 
 
+def perturbed(
+    todo: Sequence[tuple[Case, Job]],
+    progress: Progress | None = None,
+    read: Callable[[Case], LabelledScan] = load_scan,
+) -> Iterator[tuple[str, Job, Perturbed]]:
+    """Cases with jobs -> the case's id, the job and the perturbed case of each, in this order. A case is read
+    once while its jobs follow one another.
+
+    Raises:
+        InputError: If a case cannot be read.
+    """
+    scan: LabelledScan | None = None
+    for case, job in progress(todo) if progress else todo:
+        if scan is None or scan.id != case.id:
+            scan = read(case)
+        yield case.id, job, apply(scan, job)
+
+
 def apply(scan: LabelledScan, job: Job) -> Perturbed:
     """Case and job -> the perturbed case."""
     if job.perturbation == CLEAN:
@@ -144,7 +164,7 @@ def measure(
     path: Path,
     *,
     labels: Mapping[int, str] | None = None,
-    progress: Callable[[Sequence[tuple[Case, Job]]], Iterable[tuple[Case, Job]]] | None = None,
+    progress: Progress | None = None,
 ) -> Scores:
     """Contenders, cases and jobs -> all scores in the file, in which those that were missing are now added.
 
@@ -157,7 +177,7 @@ def measure(
         jobs: What is done to them.
         path: scores.jsonl.
         labels: Value -> name in the label files, where known.
-        progress: Wraps what is to be done, to show how far it is, as `tqdm.tqdm`.
+        progress: Shows how far it is.
 
     Raises:
         InputError: If a case cannot be read, has a label that a model does not know, or the disk is full.
@@ -169,22 +189,23 @@ def measure(
         for job in jobs
         if any(one.key(case.id, job) not in scores for one in contenders)
     ]
-    scan: LabelledScan | None = None
+
+    def read(case: Case) -> LabelledScan:
+        scan = load_scan(case)
+        for one in contenders:
+            _check_values(scan, one, labels)
+        return scan
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
-            for case, job in progress(todo) if progress else todo:
-                if scan is None or scan.id != case.id:
-                    scan = load_scan(case)
-                    for one in contenders:
-                        _check_values(scan, one, labels)
-                image, label, kept = apply(scan, job)
+            for case, job, (image, label, kept) in perturbed(todo, progress, read):
                 for one in contenders:
-                    key = one.key(case.id, job)
+                    key = one.key(case, job)
                     if key in scores:
                         continue
                     started = time.perf_counter()
-                    mask = one.mask(case.id, job, image)
+                    mask = one.mask(case, job, image)
                     seconds = time.perf_counter() - started
                     dice = dice_score(mask != 0, label.data[0] != 0)
                     scores[key] = Score(round(dice, 6), round(kept, 6), round(seconds, 4))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from mednca import perturb
 from mednca.cases import Case
-from mednca.dataset import LabelledScan, load_scan
 from mednca.files import atomic_write, replacing
-from mednca.robustness import Job, apply
+from mednca.robustness import Job, Progress, perturbed
 from mednca.volume import Volume
 
 
@@ -28,7 +27,7 @@ def write_images(
     folder: Path,
     *,
     folds: Mapping[str, str] | None = None,
-    progress: Callable[[Sequence[tuple[Case, Job]]], Iterable[tuple[Case, Job]]] | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Cases and jobs -> imagesTs/NAME_0000.nii.gz (one file for each channel, as nnU-Net reads them),
     labelsTs/NAME.nii.gz and index.json, which says what each NAME is and, with `folds`, in which fold it was
@@ -38,19 +37,15 @@ def write_images(
         InputError: If a case cannot be read, or the folder not be written.
     """
     index: dict[str, Any] = {}
-    scan: LabelledScan | None = None
     todo = [(case, job) for case in cases for job in jobs]
-    for case, job in progress(todo) if progress else todo:
-        if scan is None or scan.id != case.id:
-            scan = load_scan(case)
-        image, label, kept = apply(scan, job)
-        name = file_name(case.id, job)
+    for case, job, (image, label, kept) in perturbed(todo, progress):
+        name = file_name(case, job)
         for channel, data in enumerate(image.data):
             _write_nifti(folder / "imagesTs" / f"{name}_{channel:04d}.nii.gz", data, image)
         _write_nifti(folder / "labelsTs" / f"{name}.nii.gz", label.data[0], label)
-        index[name] = {"case": case.id, **job._asdict(), "kept": round(kept, 6)}
-        if folds and case.id in folds:
-            index[name]["fold"] = folds[case.id]
+        index[name] = {"case": case, **job._asdict(), "kept": round(kept, 6)}
+        if folds and case in folds:
+            index[name]["fold"] = folds[case]
     content = {"format": "mednca-perturbed", "version": perturb.VERSION, "files": index}
     return atomic_write(folder / "index.json", json.dumps(content, indent=1) + "\n")
 
