@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from mednca import engine, predict
 from mednca.calibrate import measure_range
 from mednca.errors import InputError
+from mednca.machine import processors
 from mednca.modelfile import ModelFile, save_model
 from mednca.predict import Predictor, decide, largest_component, plausibility, with_ensemble
 from mednca.rule import MedNCAConfig, weight_shapes
@@ -233,7 +234,7 @@ def test_a_mask_has_grid_and_format_of_its_scan_and_a_report_beside_it(tmp_path:
     assert report["foreground_voxels"] == {"foreground": count}
     assert report["foreground_ml"]["foreground"] == pytest.approx(count * voxel_ml, abs=1e-6)
     if engine.available():
-        told = {"engine": "native", "threads": engine.processors(), "instructions": engine.instructions()[0]}
+        told = {"engine": "native", "threads": processors(), "instructions": engine.instructions()[0]}
         assert told.items() <= report.items() and 0.4 < report["computed"] < 0.6  # the fire rate is 0.5
     else:
         assert (report["engine"], report["threads"], report["instructions"]) == ("numpy", None, None)

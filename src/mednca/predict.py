@@ -23,8 +23,10 @@ from mednca import __version__, backends, engine, signals
 from mednca.backends import numpy as in_numpy
 from mednca.card import model_warnings
 from mednca.config import BaselineConfig, RunConfig
-from mednca.engine import Progress
+from mednca.engine.binding import UNITS
+from mednca.engine.threads import Progress, in_turn
 from mednca.errors import InputError
+from mednca.machine import processors
 from mednca.modelfile import ModelFile, to_bytes
 from mednca.roi import cut_out, put_back, touches
 from mednca.slices import (
@@ -133,7 +135,7 @@ class Predictor:
             raise InputError("patience is for cellular automata, this model is none; leave it out")
         self._hash = self.file.hash
         if self.engine in IN_C:
-            self.threads = self.threads or engine.processors()
+            self.threads = self.threads or processors()
             self._model = open_in_c(
                 self.file,
                 self.engine,
@@ -237,7 +239,7 @@ class Predictor:
             "saturated": counts.saturated,
             "not_finite": counts.broken,
         }
-        sums = (counts.mean / engine.UNITS, counts.spread / engine.UNITS, counts.axes / engine.UNITS)
+        sums = (counts.mean / UNITS, counts.spread / UNITS, counts.axes / UNITS)
         sure = self.signals and not counts.broken
         told["signals"] = signals.told(self.file.config, counts, *sums) if sure else None
         return mask[0], probability, spread, told
@@ -249,7 +251,7 @@ class Predictor:
         average = np.zeros((config.model.classes, *volume.shape), np.float32)
         not_finite = 0
         shape = volume.canonical().shape
-        tell = engine.in_turn(progress, [shape[view.axis] for view in views])
+        tell = in_turn(progress, [shape[view.axis] for view in views])
         counts, spread = signals.Counts(), signals.Spread()
         for view, told in zip(views, tell, strict=True):
             image = prepare_image(volume, view)

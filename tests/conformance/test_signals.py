@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from mednca import engine, predict
 from mednca.backends import numpy as in_numpy
 from mednca.calibrate import measure_range
+from mednca.engine.binding import Counts
 from mednca.fire import FireKey, fire_mask
 from mednca.modelfile import ModelFile, to_bytes
 from mednca.nca import MedNCA, Window
@@ -277,7 +278,7 @@ def test_nothing_depends_on_threads_or_instructions(numbers: str, patience: int 
                 seen.append((numbers_of[0], mask.tobytes(), spread.tobytes()))
                 assert numbers_of[0] == numbers_of[1]
         assert all(one == seen[0] for one in seen)
-        ran = {name: seen[0][0][at] for at, (name, _) in enumerate(engine.Counts._fields_)}
+        ran = {name: seen[0][0][at] for at, (name, _) in enumerate(Counts._fields_)}
         assert 0 < ran["fine"] < 0.5 * voxels.size * views * file.config.predict.ensemble
         assert ran["spread"] > 0
         assert ran["steps"] < ran["all"] or patience is None
