@@ -310,6 +310,19 @@ def test_sizes_that_differ_without_a_spacing_are_stretched_to_one() -> None:
     assert plan(replace(odd, least=(150, 150, 15), largest=(170, 170, 47))).config.preprocess.size is None
 
 
+def test_a_small_organ_is_looked_for_where_it_lies() -> None:
+    rare = replace(PROSTATE, share=0.02, place=(0.25, 0.74, 0.31, 0.81, 0.0, 0.9))
+    found = plan(rare)
+    assert found.config.preprocess.roi == (0.2, 0.79, 0.26, 0.86, 0.0, 1.0) and found.data == rare
+    whole = plan(replace(rare, place=None)).config.preprocess
+    assert whole.roi is None and whole.spacing is not None and found.config.preprocess.spacing is not None
+    assert whole.spacing > found.config.preprocess.spacing  # as many cells on a smaller part
+    for other in ({"share": 0.05}, {"place": (0.0, 0.9, 0.1, 1.0, 0.2, 0.3)}):  # common; all over the place
+        assert plan(replace(rare, **other)).config.preprocess.roi is None
+    told = next(choice for choice in found.choices if choice.name == "region")
+    assert told.value == "20 to 79 % from left to right, 26 to 86 % from back to front"
+
+
 def test_a_rare_foreground_is_learnt_on_whole_slices_and_kept_in_one_piece() -> None:
     common = plan(replace(PROSTATE, share=0.05, one_piece=1.0)).config
     assert (common.train.patch, common.predict.largest_component) == (32, False)

@@ -242,13 +242,33 @@ static int plan(const mednca_model *m, const mednca_scan *scan, int32_t view, me
     return 0;
 }
 
+/* The part of a scan that the model looks at; first: where it begins, along x, y and z. */
+static mednca_scan part_of(const mednca_model *m, const mednca_scan *scan, int64_t first[3])
+{
+    mednca_scan part = *scan;
+    for (int i = 0; i < 3; i++) {
+        const int64_t length = scan->shape[1 + i];
+        first[i] = 0;
+        if (!m->has_roi || length < 1)
+            continue;
+        int64_t behind = even(m->roi[2 * i + 1] * (double)length);
+        first[i] = even(m->roi[2 * i] * (double)length);
+        first[i] = first[i] < length ? first[i] : length - 1;
+        behind = behind > first[i] ? behind : first[i] + 1;
+        part.shape[1 + i] = behind - first[i];
+        part.voxels = (const char *)part.voxels + first[i] * scan->strides[1 + i];
+    }
+    return part;
+}
+
 size_t mednca_work_size(const mednca_model *model, const mednca_scan *scan, int32_t team, char *message, size_t message_size)
 {
     mednca_job job;
     Work work;
-    int64_t bytes = 0;
+    int64_t bytes = 0, first[3];
+    const mednca_scan part = part_of(model, scan, first);
     for (int32_t view = 0; view < model->facts.views; view++) {
-        if (plan(model, scan, view, &job, message, message_size))
+        if (plan(model, &part, view, &job, message, message_size))
             return 0;
         const int64_t needed = work_at(model, &job, 0, team < 1 ? 1 : team, &work) + 64;
         bytes = needed > bytes ? needed : bytes;
@@ -269,13 +289,16 @@ int mednca_begin(const mednca_model *model, const mednca_scan *scan, void *work,
                  size_t message_size)
 {
     Work w;
+    int64_t first[3];
+    const mednca_scan part = part_of(model, scan, first);
     for (int32_t view = model->facts.views - 1; view >= 0; view--)
-        if (plan(model, scan, view, job, message, message_size))
+        if (plan(model, &part, view, job, message, message_size))
             return 1;
+    memcpy(job->first, first, sizeof job->first);
     work_at(model, job, aligned(work), 1, &w);
     int broken = 0;
-    const int64_t voxels = scan->shape[1] * scan->shape[2] * scan->shape[3];
-    for (int64_t c = 0; c < scan->shape[0] && !broken; c++) {
+    const int64_t voxels = part.shape[1] * part.shape[2] * part.shape[3];
+    for (int64_t c = 0; c < part.shape[0] && !broken; c++) {
         Values values = {.scan = &job->scan, .channel = c, .count = voxels};
         if (model->per_slice)
             broken = tally(&values, 0, 0, w.histogram);
@@ -291,6 +314,7 @@ void mednca_turn(mednca_job *job, int32_t view)
     plan(job->model, &job->scan, view, &turned, 0, 0); /* mednca_begin() has seen that all views can be planned */
     memcpy(turned.low, job->low, sizeof turned.low);
     memcpy(turned.high, job->high, sizeof turned.high);
+    memcpy(turned.first, job->first, sizeof turned.first);
     turned.spread = job->spread;
     memcpy(turned.spread_strides, job->spread_strides, sizeof turned.spread_strides);
     *job = turned;
@@ -676,9 +700,9 @@ static void decide(const mednca_job *j, int64_t slice, Work *w, uint8_t *mask, c
         for (int64_t x = 0; x < j->columns; x++) {
             int64_t at[3], best = 0;
             float sum = 0, earlier = 0;
-            at[axis] = slice;
-            at[rows] = y;
-            at[columns] = x;
+            at[axis] = slice + j->first[axis];
+            at[rows] = y + j->first[rows];
+            at[columns] = x + j->first[columns];
             for (int64_t k = 0; k < f->classes; k++) {
                 float share = w->row[k * longest + x], before = 0;
                 char *there = probability ? (char *)probability + k * probability_strides[0] + at[0] * probability_strides[1] +

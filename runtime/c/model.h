@@ -8,7 +8,8 @@ struct mednca_model {
     mednca_facts facts;
     mednca_options options;
     const Kernels *kernels;
-    int per_slice, has_spacing, has_size; /* preprocessing */
+    int per_slice, has_spacing, has_size, has_roi; /* preprocessing */
+    double roi[6]; /* shares of the field of view: x from, to, y from, to, z from, to */
     double spacing[2];
     int64_t size[2];
     int32_t mirrors, mirror_axes[3]; /* of the body; run i mirrors axis k where bit k of i is set */
@@ -146,6 +147,13 @@ static int read_config(mednca_model *m, Json config, char *message, size_t size)
         m->size[0] = (int64_t)x[0];
         m->size[1] = (int64_t)x[1];
     }
+    Json roi = member(prepare, "roi");
+    m->has_roi = roi.at && !is(roi, "null");
+    if (m->has_roi && numbers(roi, m->roi, 6) != 6)
+        return fail(message, size, "the model's region of interest must be six numbers");
+    for (int i = 0; m->has_roi && i < 6; i += 2)
+        if (!(m->roi[i] >= 0 && m->roi[i] < m->roi[i + 1] && m->roi[i + 1] <= 1))
+            return fail(message, size, "the model's region of interest must be three pairs of rising shares from 0 to 1");
     if (f->views > 1 && (m->has_size || (m->has_spacing && m->spacing[0] != m->spacing[1])))
         return fail(message, size, "a model of several axes must have one spacing for all, and no slice size");
     if (!number(member(predict, "threshold"), &m->threshold) || !(m->threshold > 0 && m->threshold < 1) ||

@@ -180,6 +180,7 @@ def facts(model: ModelFile, level: int) -> dict[str, str]:
         "axes": config.preprocess.axes,
         "normalise": config.preprocess.normalise,
         "spacing_mm": config.preprocess.spacing,
+        "roi": config.preprocess.roi,
         "size": config.preprocess.size,
         "labels": ", ".join(config.labels),
         "values": config.values,
@@ -213,6 +214,7 @@ def page(model: ModelFile, names: Sequence[str]) -> str:
     )
     prepare = [
         f"the scan, {pre.modalities} channel(s), on its RAS+ axes (x to the right, y to the front, z up)",
+        _region(pre.roi),
         scaled if pre.normalise == "volume" else "",
         "; or ".join(_CUTS[axis] for axis in pre.axes),
         f"stretched to {pre.size[0]} x {pre.size[1]} pixels" if pre.size else "",
@@ -244,6 +246,16 @@ def page(model: ModelFile, names: Sequence[str]) -> str:
         use=told["intended_use"],
     )
     return "\n".join(_wrapped(line) for line in text.splitlines()) + "\n"
+
+
+def _region(roi: Sequence[float] | None) -> str:
+    """ROI -> how to cut a scan to it; its mask is background elsewhere."""
+    if roi is None:
+        return ""
+    shares = ", ".join(
+        f"{name} from {low:g} to {high:g}" for name, low, high in zip("xyz", roi[::2], roi[1::2], strict=True)
+    )
+    return f"cut to a part of its field of view, in shares of it ({shares}), outside of which is background"
 
 
 def _wrapped(line: str) -> str:
@@ -375,6 +387,7 @@ _HEADER = """/*
  *         mednca_scan scan = {{voxels, MEDNCA_I16, 1.0, 0.0, {{1, x, y, z}}, {{0, 2, 2 * x, 2 * x * y}},
  *                             {{1.0, 1.0, 1.0}}}}; // spacing in mm
  *         mednca_counts counts = {{0}};
+ *         memset(mask, 0, (size_t)(x * y * z));
  *         mednca_job job;
  *         mednca_model *model = mednca_open({name}, {name}_size, NULL, message, sizeof message);
  *         size_t size = model ? mednca_work_size(model, &scan, 1, message, sizeof message) : 0;

@@ -170,9 +170,7 @@ class Predictor:
             )
         in_c = self.engine in IN_C
         roi = config.preprocess.roi
-        found = (self._in_c if in_c else self._in_slices)(cut_out(volume, roi), progress)
-        mask, probability, spread, told = found
-        mask = put_back(mask[None], volume, roi)[0]
+        mask, probability, spread, told = (self._in_c if in_c else self._in_slices)(volume, progress)
         if config.predict.largest_component:
             body = along_body(mask[None], volume)[0]
             body[...] = largest_component(body)
@@ -206,9 +204,9 @@ class Predictor:
         report["warnings"] = told_of + trouble(told)
         return Prediction(
             volume.with_data(mask[None]),
-            volume.with_data(put_back(probability, volume, roi)) if self.probability else None,
+            volume.with_data(probability) if self.probability else None,
             report,
-            volume.with_data(put_back(spread, volume, roi)) if self.probability and self.signals else None,
+            volume.with_data(spread) if self.probability and self.signals else None,
         )
 
     def _in_c(self, volume: Volume, progress: Progress | None) -> Found:
@@ -246,8 +244,9 @@ class Predictor:
 
     def _in_slices(self, volume: Volume, progress: Progress | None) -> Found:
         """The same, by whatever computes slices."""
-        config = self.file.config
-        views = config.preprocess.views
+        config, whole = self.file.config, volume
+        views, roi = config.preprocess.views, config.preprocess.roi
+        volume = cut_out(whole, roi)
         average = np.zeros((config.model.classes, *volume.shape), np.float32)
         not_finite = 0
         shape = volume.canonical().shape
@@ -281,7 +280,8 @@ class Predictor:
         if self.signals and not not_finite:
             sums = [float(part.sum(dtype=float)) for part in (average, apart[0], apart[-1])]
             facts["signals"] = signals.told(config, counts, *sums)
-        return mask, average, apart, facts
+        mask, average, apart = (put_back(part, whole, roi) for part in (mask[None], average, apart))
+        return mask[0], average, apart, facts
 
 
 class Lookout:

@@ -15,7 +15,7 @@ from typing import Any
 NUMBERS = ("fp32", "int16")
 LEVELS, MODALITIES, CLASSES, MESSAGE = 8, 16, 255, 256
 #: Version of the structures and functions that are declared here.
-ABI = 3
+ABI = 4
 #: Units of `Counts.mean`, `spread` and `axes` in 1.
 UNITS = 1 << 24
 _int32, _int64 = ctypes.c_int32, ctypes.c_int64
@@ -67,6 +67,7 @@ class Job(ctypes.Structure):
     _fields_ = [
         ("model", ctypes.c_void_p),
         ("scan", Scan),
+        ("first", _int64 * 3),
         *((name, _int64) for name in ("view", "slices", "rows", "columns", "height", "width")),
         *((name, _int64) for name in ("grid_rows", "grid_columns", "top", "left")),
         *((name, ctypes.c_double * MODALITIES) for name in ("low", "high")),

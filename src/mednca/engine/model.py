@@ -150,7 +150,7 @@ class Model:
         if deviations:
             job.spread, job.spread_strides = deviations.address, deviations.stride_array()
         counts = [Counts() for _ in range(threads)]
-        lengths = [source.shape[1 + axis] for axis in self.facts.axes[: self.facts.views]]
+        lengths = [job.scan.shape[1 + axis] for axis in self.facts.axes[: self.facts.views]]
         for view, (slices, told) in enumerate(zip(lengths, in_turn(progress, lengths), strict=True)):
             self._library.mednca_turn(job, view)
             team = team_size(slices, job.grid_rows, threads)
