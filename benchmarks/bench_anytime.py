@@ -13,21 +13,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import numpy as np
 
 from mednca.cases import Case, find_labelled_cases
 from mednca.io import read_case, read_label
+from mednca.machine import processor
 from mednca.metrics import dice_score
 from mednca.modelfile import ModelFile, load_model
 from mednca.predict import Predictor, with_ensemble
@@ -114,14 +111,6 @@ def main() -> None:
     print(text, end="")
     if arguments.json:
         arguments.json.write_text(text)
-
-
-def processor() -> str:
-    """What Linux calls the processor, else its architecture."""
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text("utf-8").splitlines() if facts.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

@@ -33,21 +33,12 @@ import numpy as np
 import torch
 
 from mednca import engine
-from mednca.bench import (
-    ENGINES,
-    Maker,
-    Slice,
-    agrees,
-    difference,
-    machine,
-    make_native,
-    make_numpy,
-    memory,
-    missing,
-    take_turns,
-)
+from mednca.bench.engines import ENGINES, Maker, agrees, difference, make_native, make_numpy, missing
+from mednca.bench.measure import memory, take_turns
+from mednca.bench.task import Slice
 from mednca.calibrate import measure_range
 from mednca.config import RunConfig
+from mednca.machine import machine
 from mednca.modelfile import ModelFile, save_model, to_bytes
 from mednca.nca import MedNCA
 from mednca.rule import MedNCAConfig, weight_shapes

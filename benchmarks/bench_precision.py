@@ -11,16 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import sys
 import time
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
@@ -31,6 +27,7 @@ from mednca.backends import choose
 from mednca.checkpoint import TrainState
 from mednca.config import RunConfig, TrainConfig
 from mednca.learner import Learner
+from mednca.machine import processor
 from mednca.rule import MedNCAConfig
 
 CASES = {
@@ -106,14 +103,6 @@ def main() -> None:
     print(text, end="")
     if arguments.json:
         arguments.json.write_text(text)
-
-
-def processor() -> str:
-    """What Linux calls the processor, else its architecture."""
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text("utf-8").splitlines() if facts.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from mednca.dataset import fingerprint, load_scans, training_cases
 from mednca.errors import InputError
 from mednca.evaluate import evaluate
 from mednca.files import atomic_write
+from mednca.machine import processor
 from mednca.predict import Predictor
 from mednca.recipes import Fingerprint, quick
 from mednca.synthetic import write_phantoms
@@ -147,16 +148,6 @@ def table(stored: dict[str, Any], iterations: int) -> str:
         "Command: `python benchmarks/bench_reliability.py`.",
     ]
     return "\n".join(lines)
-
-
-def processor() -> str:
-    """The name of this machine's processor, where Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def main() -> None:

@@ -38,6 +38,7 @@ from benchmarks.gathered import run_gathered
 from mednca import engine
 from mednca.backends import BACKENDS, load
 from mednca.fire import FireKey, fire_mask
+from mednca.machine import processor
 from mednca.nca import Backbone, MedNCA, Run, Window, run_eager
 
 #: Steps per level of the memory that is measured over them, on the full image.
@@ -221,13 +222,6 @@ def measure(rounds: int, device: str, compiled: bool, names: list[str]) -> dict[
             if not name.startswith(("eager", "compiled"))
         }
     return report
-
-
-def processor() -> str:
-    """What the machine says about its processor."""
-    told = Path("/proc/cpuinfo").read_text("utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    models = [line.split(":")[1].strip() for line in told if line.startswith("model name")]
-    return f"{platform.machine()} {models[0] if models else platform.processor()}"
 
 
 def table(report: dict[str, Any]) -> str:

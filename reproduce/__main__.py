@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import argparse
 import runpy
+import statistics
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from reproduce.catalogue import EVERYTHING, Experiment
-from reproduce.runs import RESULTS, command, cost, read_result, result_path, trainings
+from reproduce.runs import how, trainings
+from reproduce.stored import RESULTS, command, read_result, result_path
 from reproduce.tables import why_not
 
 HERE = Path(__file__).resolve().parent
@@ -69,6 +72,33 @@ def state(experiment: Experiment, runs: Path, results: Path) -> str:
     told += [f"{finished}/{len(states)} trained"] if finished else []
     told += [text.replace("iteration ", "at ") for text in states if text.startswith("iteration")]
     return ", ".join(told) or why_not(experiment).removeprefix("not run: ")
+
+
+def cost(experiment: Experiment, runs: Path, results: Path = RESULTS) -> float | None:
+    """Experiment -> core-minutes of what is missing of it; None where nothing tells.
+
+    A training costs the median of what stored or finished ones took, else what the catalogue says.
+    """
+    result = read_result(result_path(experiment, results))
+    stored = set(result["provenance"]["runs"]) if result else set()
+    left, per_run = 0.0, _minutes_per_run(experiment, runs, result)
+    for training in trainings(experiment, runs):
+        there = training.finished or training.failed is not None
+        if there or f"seed_{training.seed}/{training.fold}" in stored:
+            continue
+        started = (training.path / "config.json").is_file()
+        done, of = training.progress() if started else (0, 1)
+        left += 1 - done / of
+    if not left:
+        return 0.0
+    return None if per_run is None else left * per_run
+
+
+def _minutes_per_run(experiment: Experiment, runs: Path, result: dict[str, Any] | None) -> float | None:
+    measured = [row["minutes"] for row in result["provenance"]["runs"].values()] if result else []
+    measured += [how(training)["minutes"] for training in trainings(experiment, runs) if training.finished]
+    measured = [minutes for minutes in measured if minutes]
+    return statistics.median(measured) if measured else experiment.minutes
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mednca.files import atomic_write, replacing
 from reproduce.catalogue import FIG3, PAPER, TABLE1, Experiment
-from reproduce.runs import command_line
+from reproduce.cli import command_line
 from reproduce.tables import (
     Result,
     code,
@@ -129,7 +129,7 @@ def picture(found: dict[Experiment, Result | None], results: Path, *, quick: boo
         for row, at in number.items()
     ]
     figure.legend(handles=names, loc="outside right upper", fontsize=8, handlelength=0, handletextpad=0)
-    figure.suptitle("Hippocampus, 5 folds by person" + (" (QUICK MODE: no result)" if quick else ""))
+    figure.suptitle("Hippocampus, the authors' split" + (" (QUICK MODE: no result)" if quick else ""))
     paths = [results / f"fig3.{ending}" for ending in ("png", "svg")]
     for path in paths:
         # The same file for the same results.

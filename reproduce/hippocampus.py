@@ -37,7 +37,7 @@ from mednca import __version__
 from mednca.cases import CaseSet, find_cases
 from mednca.checkpoint import RunFolder
 from mednca.evaluate import evaluate
-from mednca.files import atomic_write, replacing
+from mednca.files import atomic_write, read_json, replacing
 from mednca.modelfile import SHIPPED, ModelFile, load_model, save_model
 from mednca.predict import Predictor, with_ensemble
 from mednca.recipes import native
@@ -120,9 +120,7 @@ def judge(cases: CaseSet, folds: Path, *, ensemble: int) -> Report:
 def provenance(folds: Path, command: str) -> dict[str, Any]:
     """Folder of the folds and the command -> how, where and how long."""
     minutes = {
-        path.name: round(
-            ((path / "report.json").stat().st_mtime - (path / "config.json").stat().st_mtime) / 60, 1
-        )
+        path.name: round(read_json(path / "provenance.json")["minutes"], 1)
         for path in sorted(folds.glob("fold_*"))
     }
     events = {

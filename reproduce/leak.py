@@ -19,8 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mednca.files import atomic_write
 from reproduce.catalogue import find
 from reproduce.folds import Folds, load
+from reproduce.gather import mean_report
 from reproduce.paired import interval, paired, restricted
-from reproduce.runs import RESULTS, mean_report, read_result, result_path
+from reproduce.stored import RESULTS, read_result, result_path
 from reproduce.tables import markdown
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "explanation" / "splits-by-person.md"

@@ -29,11 +29,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mednca.bench import machine
 from mednca.cases import CaseSet, find_labelled_cases, split_folds
 from mednca.errors import InputError
 from mednca.evaluate import evaluate_masks
 from mednca.files import atomic_write, read_json
+from mednca.machine import machine
 from mednca.nnunet import configurations, export_raw, find_masks, mask_labels, results_folder
 
 FOLDS, SEED = 5, 0

@@ -22,8 +22,9 @@ from mednca.files import atomic_write
 from mednca.report import MERGED
 from reproduce.catalogue import EVERYTHING, ORGAN_SETS, ORGANS, Experiment
 from reproduce.circumference import errors_mm
+from reproduce.cli import command_line
+from reproduce.gather import mean_report
 from reproduce.paired import interval, paired
-from reproduce.runs import command_line, mean_report
 from reproduce.tables import Result, code, done, markdown, spread, statistic, stored, title, where, why_not
 
 HEAD = (

@@ -22,7 +22,8 @@ from mednca.files import atomic_write, read_json
 from mednca.report import MERGED, Report, paired_difference
 from reproduce import folds
 from reproduce.catalogue import find
-from reproduce.runs import RESULTS, mean_report, read_result, result_path
+from reproduce.gather import mean_report
+from reproduce.stored import RESULTS, read_result, result_path
 from reproduce.tables import markdown
 
 #: The authors' checkpoint as official.py measured it: a stored result in the place of an experiment.

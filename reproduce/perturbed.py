@@ -21,7 +21,8 @@ from mednca.files import atomic_write, read_json, replacing
 from mednca.perturb import find as find_perturbations
 from reproduce.catalogue import Experiment, find
 from reproduce.folds import load
-from reproduce.runs import QUICK, RESULTS, trainings
+from reproduce.runs import QUICK, trainings
+from reproduce.stored import RESULTS
 from reproduce.tables import markdown, title, why_not
 
 #: Ours, and the U-Net trained on the same folds.
@@ -81,10 +82,12 @@ def measure(
     """
     from tqdm import tqdm
 
-    from mednca import robustness
-    from mednca.bench import machine
+    from mednca import perturb
+    from mednca.machine import machine
     from mednca.predict import Predictor
-    from mednca.robustness_report import card, rounded
+    from mednca.robustness import list_jobs, measure
+    from mednca.robustness.contenders import open_folds, together
+    from mednca.robustness.report import card, rounded
 
     chosen = [find([name])[0] for name in EXPERIMENTS]
     folds = load(chosen[0].split)
@@ -100,14 +103,14 @@ def measure(
             held_out = {name for t in done.values() for name in t.split["validation"][:limit]}
             among = [case for case in data.cases if case.id in held_out]
             paths = {fold: t.path for fold, t in done.items()}
-            contenders.append(robustness.open_folds(experiment.name, paths, among, Predictor))
+            contenders.append(open_folds(experiment.name, paths, among, Predictor))
         elif experiment is chosen[0]:
             raise InputError(f"{runs / experiment.name}: no finished run; train it first with table1.py")
-    judged = robustness.together(contenders, data.cases)
+    judged = together(contenders, data.cases)
     names = [panel.perturbation for panel in figure.panels]
-    jobs = robustness.list_jobs(find_perturbations(names), quick=quick)
+    jobs = list_jobs(find_perturbations(names), quick=quick)
     path = runs / (QUICK if quick else "") / "robustness" / figure.name / "scores.jsonl"
-    scores = robustness.measure(
+    scores = measure(
         contenders,
         judged,
         jobs,
@@ -122,7 +125,7 @@ def measure(
         "quick": quick,
         "seeds": 1,
         "fire_seed": 0,
-        "perturbations": robustness.perturbing.VERSION,
+        "perturbations": perturb.VERSION,
         "machine": machine(),
         "versions": versions(),
         "minutes": round(sum(score.seconds for score in scores.values()) / 60, 1),
@@ -183,7 +186,7 @@ HEAD = ("panel", "the paper", "model", "unperturbed", "range told of", "worst se
 
 def lines(panel: Panel, result: dict[str, Any] | None) -> list[list[str]]:
     """Panel and the stored result -> a row of cells for each model."""
-    from mednca.robustness_report import decimals, points, title, worst_row
+    from mednca.robustness.report import decimals, points, title, worst_row
 
     rows = []
     for at, name in enumerate(EXPERIMENTS):
@@ -223,7 +226,7 @@ def lines(panel: Panel, result: dict[str, Any] | None) -> list[list[str]]:
 def in_view(row: dict[str, Any], entry: dict[str, Any]) -> str:
     """Row of a severity and a model's entry in it -> what is to be told where the organ has left the
     image."""
-    from mednca.robustness_report import points
+    from mednca.robustness.report import points
 
     if row["kept"] > 0.995:
         return ""

@@ -25,7 +25,7 @@ from mednca.files import atomic_write, read_json
 from mednca.fingerprint import Fingerprint
 from mednca.plan import BUDGETS, plan
 from reproduce.folds import SPLITS
-from reproduce.runs import RESULTS
+from reproduce.stored import RESULTS
 
 FILE = "plans.json"
 

@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mednca.files import atomic_write, replacing
 from reproduce.catalogue import RELIABILITY, Experiment
+from reproduce.cli import command_line
 from reproduce.folds import load
-from reproduce.runs import command_line
 from reproduce.tables import Result, code, markdown, stored, title, where, why_not
 
 if TYPE_CHECKING:

@@ -26,7 +26,8 @@ from mednca.files import atomic_write, read_json, replacing
 from mednca.metrics import dice_score
 from reproduce.catalogue import Experiment, find
 from reproduce.folds import load
-from reproduce.runs import RESULTS, trainings
+from reproduce.runs import trainings
+from reproduce.stored import RESULTS
 
 if TYPE_CHECKING:
     from mednca.modelfile import ModelFile

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mednca.files import atomic_write
 from reproduce.catalogue import PAPER, TABLE1, Experiment
-from reproduce.runs import command_line
+from reproduce.cli import command_line
 from reproduce.tables import (
     Result,
     code,

@@ -9,7 +9,7 @@ from typing import Any
 from mednca.recipes import RECIPES
 from mednca.report import MERGED
 from reproduce.catalogue import Experiment
-from reproduce.runs import command, read_result, result_path
+from reproduce.stored import command, read_result, result_path
 
 Result = dict[str, Any]
 

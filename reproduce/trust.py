@@ -27,24 +27,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from tqdm import tqdm
 
-from mednca import trust_fit, trust_report
-from mednca.bench import machine
 from mednca.cases import Case, find_cases
 from mednca.dataset import LabelledScan, load_scan
 from mednca.errors import InputError
 from mednca.files import atomic_write, read_json, replacing
 from mednca.io import read_case
+from mednca.machine import machine
 from mednca.modelfile import load_model, save_model
 from mednca.perturb import Perturbed
 from mednca.perturb import find as find_perturbations
 from mednca.predict import Predictor
 from mednca.robustness import CLEAN, Job
 from mednca.slices import resize_matrix
-from mednca.trust_table import STRANGER, Part, Row, draw_jobs, held_out, judge, measure, read_table, write_row
+from mednca.trust import fit as trust_fit
+from mednca.trust import report as trust_report
+from mednca.trust.table import STRANGER, Part, Row, draw_jobs, held_out, judge, measure, read_table, write_row
 from mednca.volume import Volume
 from reproduce.catalogue import find
 from reproduce.folds import load
-from reproduce.runs import RESULTS
+from reproduce.stored import RESULTS
 from reproduce.tables import markdown
 
 #: Folder of a data set -> what it shows.

@@ -14,21 +14,14 @@ from numpy.typing import NDArray
 
 from mednca import bench as module
 from mednca import engine
-from mednca.bench import (
-    ENGINES,
-    Report,
-    Row,
-    Slice,
-    Times,
-    agrees,
-    bench,
-    difference,
-    make_numpy,
-    missing,
-    take_turns,
-)
+from mednca.bench import bench, measure, scan_of
+from mednca.bench.engines import ENGINES, agrees, difference, make_numpy, missing
+from mednca.bench.measure import Times, memory, take_turns
+from mednca.bench.report import Report, Row
+from mednca.bench.task import Slice
 from mednca.cli import main
 from mednca.errors import InputError
+from mednca.machine import machine
 from mednca.modelfile import ModelFile, load_model, save_model
 from tests.small import tiny_model
 
@@ -80,7 +73,7 @@ def test_threads_change_nothing(name: str) -> None:
 
 
 def test_runs_take_turns_in_another_order_each_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "REST", 0)
+    monkeypatch.setattr(measure, "REST", 0)
     order: list[str] = []
     runs = {name: lambda name=name: order.append(name) for name in "abc"}
     ticks: list[int] = []
@@ -92,7 +85,7 @@ def test_runs_take_turns_in_another_order_each_round(monkeypatch: pytest.MonkeyP
 
 
 def test_processor_time_is_told_beside_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "REST", 0)
+    monkeypatch.setattr(measure, "REST", 0)
     rest = take_turns({"rest": lambda: time.sleep(0.1)}, 1)["rest"]
     assert rest.seconds[0] >= 0.1 and rest.cpu_seconds[0] < 0.05
 
@@ -104,7 +97,7 @@ def test_an_engine_that_gives_other_numbers_is_not_timed(
         right = make_numpy(task, threads)
         return lambda: right() + 0.01
 
-    monkeypatch.setattr(module, "REST", 0)
+    monkeypatch.setattr(measure, "REST", 0)
     monkeypatch.setitem(ENGINES, "PyTorch", (wrong, ()))
     monkeypatch.setattr(module, "memory", lambda *_: None)
     report = bench(source, sizes=[(12, 12)], threads=[1], repeats=1, compare=True)
@@ -146,7 +139,7 @@ def test_a_table_has_a_row_for_each_measurement() -> None:
         Row("slice 64 x 64", "PyTorch", 2, times(1.0, 1.0, 1.0)),
     ]
     model = {"name": "tiny", "hash": "abc", "steps": [2, 3], "ensemble": 1}
-    report = Report(model, module.machine(), rows, ["a note"])
+    report = Report(model, machine(), rows, ["a note"])
     assert [report.against_native(row) for row in rows] == [None, 10.0, None]
     text = report.table()
     assert "tiny (abc), 2 + 3 steps; mednca" in text and text.endswith("\n\na note")
@@ -184,7 +177,7 @@ def test_the_command_prints_a_table_and_writes_every_measurement(
 def test_without_the_c_engine_numpy_is_timed_and_the_reason_told(
     source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "REST", 0)
+    monkeypatch.setattr(measure, "REST", 0)
     monkeypatch.setattr(engine, "available", lambda: False)
     monkeypatch.setattr(engine, "why_not", lambda: "no compiler")
     monkeypatch.setattr(module, "memory", lambda *_: None)
@@ -226,7 +219,7 @@ def test_options_that_are_no_numbers_are_refused(
 def test_a_scan_is_the_middle_of_what_the_model_was_trained_on() -> None:
     fingerprint = {"spacing_mm": [[1, 1, 2], [1, 2, 4]], "size_mm": [[20, 30, 60], [40, 60, 60]]}
     model = replace(MODELS["own grid"], card={"fingerprint": fingerprint})
-    assert module.scan_of(model) == ((30, 30, 20), [1.0, 1.5, 3.0])
+    assert scan_of(model) == ((30, 30, 20), [1.0, 1.5, 3.0])
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells the peak memory of a process")
@@ -234,7 +227,7 @@ def test_a_scan_is_the_middle_of_what_the_model_was_trained_on() -> None:
 def test_memory_is_that_of_a_process_of_its_own(name: str, source: str) -> None:
     model = load_model(source)
     usable(name, model)
-    taken = module.memory(source, Slice(model, (64, 64)), name)
+    taken = memory(source, Slice(model, (64, 64)), name)
     print(name, taken)
     assert (
         taken is not None and taken["above_python"] > 5 and 0 <= taken["above_loaded"] < taken["above_python"]

@@ -34,9 +34,11 @@ def state(value: float = 1.0) -> TrainState:
         0.25,
         0,
         10,
+        11,
         {"patience": 5, "best_loss": float("inf")},
         tensors,
         {k: v.clone() for k, v in tensors.items()},
+        {k: v + 1 for k, v in tensors.items()},
     )
 
 
@@ -47,10 +49,11 @@ def test_a_run_folder_gives_back_what_it_was_given(tmp_path: Path) -> None:
     run.save(state())
     back = run.load()
     assert back is not None
-    for name in ("iteration", "attempt", "rate_factor", "good_iteration", "sentinel"):
+    for name in ("iteration", "attempt", "rate_factor", "good_iteration", "fresh_iteration", "sentinel"):
         assert getattr(back, name) == getattr(state(), name)
-    for part in ("live", "good"):
-        assert all(torch.equal(getattr(back, part)[k], v) for k, v in state().live.items())
+    for part in ("live", "good", "fresh"):
+        assert getattr(back, part).keys() == state().live.keys()
+        assert all(torch.equal(getattr(back, part)[k], v) for k, v in getattr(state(), part).items())
 
 
 def test_an_existing_folder_is_replaced_only_if_it_is_a_run_and_forced(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ shared = {
     "modalities": st.integers(1, 3),
     "context": st.integers(0, 2),
     "normalise": st.sampled_from(["volume", "slice"]),
+    "roi": st.none() | st.floats(0, 0.4).map(lambda share: (share, 0.9, 0.0, 1.0, 0.1, 1.0 - share)),
 }
 preprocesses = st.builds(
     PreprocessConfig,
@@ -66,6 +67,7 @@ predicts = st.builds(
     threshold=st.floats(0.01, 0.99),
     ensemble=st.integers(1, 9),
     largest_component=st.booleans(),
+    mirror=st.lists(st.integers(0, 2), unique=True).map(tuple),
 )
 
 
@@ -184,6 +186,8 @@ def test_what_json_must_not_say_is_one_line_with_its_place(values: Any, message:
         (TrainConfig, {"whole_weight": -1.0}),
         (PredictConfig, {"threshold": float("nan")}),
         (PredictConfig, {"ensemble": 0}),
+        (PredictConfig, {"mirror": (0, 0)}),
+        (PredictConfig, {"mirror": (3,)}),
         (RunConfig, {"labels": ("a", "b")}),
         (RunConfig, {"values": (0,)}),
         (RunConfig, {"values": (256,)}),

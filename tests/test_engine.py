@@ -27,6 +27,9 @@ from scipy import ndimage
 
 from mednca import engine, predict
 from mednca.backends import numpy as in_numpy
+from mednca.engine import binding
+from mednca.engine.arrays import locate, memory
+from mednca.engine.threads import run_slices, team_size
 from mednca.errors import InputError
 from mednca.fire import FireKey
 from mednca.modelfile import ModelFile, to_bytes
@@ -75,7 +78,7 @@ def test_structures_are_those_of_the_header(tmp_path: Path) -> None:
     """Name, size and offset of every field that the binding declares, as a C compiler sees them."""
     kinds = {
         kind: f"mednca_{kind.__name__.lower()}"
-        for kind in (engine.Options, engine.Facts, engine.Scan, engine.Job, engine.Counts)
+        for kind in (binding.Options, binding.Facts, binding.Scan, binding.Job, binding.Counts)
     }
     lines, expected = [], []
     for kind, name in kinds.items():
@@ -86,7 +89,7 @@ def test_structures_are_those_of_the_header(tmp_path: Path) -> None:
             expected.append(f"{field} {getattr(kind, field).offset}")
     for constant in ("ABI", "LEVELS", "MODALITIES", "CLASSES", "MESSAGE"):
         lines.append(f'printf("{constant} %d\\n", MEDNCA_{constant});')
-        expected.append(f"{constant} {getattr(engine, constant)}")
+        expected.append(f"{constant} {getattr(binding, constant)}")
     source = tmp_path / "sizes.c"
     source.write_text(
         '#include <stdio.h>\n#include "mednca.h"\nint main(void)\n{\n' + "\n".join(lines) + "\n}\n"
@@ -100,7 +103,7 @@ def test_structures_are_those_of_the_header(tmp_path: Path) -> None:
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """The library is looked for anew, during the test and after it."""
-    caches = (engine._load, predict._warn_once)
+    caches = (binding._load, predict._warn_once)
     for cache in caches:
         cache.cache_clear()
     yield monkeypatch
@@ -112,7 +115,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 def test_without_the_library_numpy_computes_and_that_is_said_once(
     fresh: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fresh.setattr(engine, "_files", lambda: [])
+    fresh.setattr(binding, "_files", lambda: [])
     with caplog.at_level(logging.WARNING):
         assert [choose_engine("cpu") for _ in range(3)] == ["numpy"] * 3
     (told,) = [record.getMessage() for record in caplog.records]
@@ -130,22 +133,22 @@ def test_without_the_library_numpy_computes_and_that_is_said_once(
 
 def test_a_library_that_is_none_is_named(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "_engine.so").write_text("no library")
-    fresh.setattr(engine, "_files", lambda: [tmp_path / "missing.so", tmp_path / "_engine.so"])
+    fresh.setattr(binding, "_files", lambda: [tmp_path / "missing.so", tmp_path / "_engine.so"])
     assert not engine.available()
     assert re.fullmatch(r"\S+/_engine.so cannot be loaded \(.*\); install mednca again", engine.why_not())
 
 
 @needs_engine
 def test_a_library_of_another_version_is_named(fresh: pytest.MonkeyPatch) -> None:
-    fresh.setattr(engine, "ABI", engine.ABI + 1)
-    wanted = rf"\S+ is of version {engine.ABI - 1}, version {engine.ABI} is needed; install mednca again"
+    fresh.setattr(binding, "ABI", binding.ABI + 1)
+    wanted = rf"\S+ is of version {binding.ABI - 1}, version {binding.ABI} is needed; install mednca again"
     assert re.fullmatch(wanted, engine.why_not())
 
 
 @needs_engine
 def test_a_library_of_something_else_is_named(fresh: pytest.MonkeyPatch) -> None:
     fresh.setattr(
-        engine, "_files", lambda: [Path(sys.modules["numpy._core._multiarray_umath"].__file__ or "")]
+        binding, "_files", lambda: [Path(sys.modules["numpy._core._multiarray_umath"].__file__ or "")]
     )
     assert "cannot be loaded" in engine.why_not() and "mednca_" in engine.why_not()
 
@@ -180,20 +183,20 @@ def test_on_a_graphics_card_torch_computes(monkeypatch: pytest.MonkeyPatch) -> N
 def test_an_array_is_found_where_it_lies(kind: str, number: int) -> None:
     data = np.zeros((2, 3, 4, 5), kind)
     for view in (data, data[:, ::-1], data.transpose(3, 0, 2, 1)[::2, :, ::-2], data[0, 1, 2, 3:4]):
-        place = engine.locate(view)
+        place = locate(view)
         assert (place.type, place.shape, place.strides) == (number, view.shape, view.strides)
         assert place.address == view.__array_interface__["data"][0]
-    swapped = engine.locate(data.astype(data.dtype.newbyteorder()))
+    swapped = locate(data.astype(data.dtype.newbyteorder()))
     assert swapped.type == (number if data.itemsize == 1 else -1)
 
 
 def test_an_array_that_cannot_be_used_is_refused() -> None:
     with pytest.raises(TypeError):
-        engine.locate([1, 2])
-    assert engine.locate(b"abc").shape == (3,)
+        locate([1, 2])
+    assert locate(b"abc").shape == (3,)
     for fixed in (b"abc", memoryview(b"abc"), np.broadcast_to(np.zeros(1), (3,))):
         with pytest.raises(TypeError, match="must be writable"):
-            engine.locate(fixed, writable=True)
+            locate(fixed, writable=True)
 
 
 @needs_engine
@@ -304,13 +307,13 @@ def test_along_several_axes_nothing_depends_on_threads_or_what_memory_held(numbe
 def test_a_slice_of_several_axes_without_memory_for_its_average_is_counted_as_broken() -> None:
     model = engine.Model(to_bytes(tiny_model(axes=(2, 0))))
     data, mask = voxels(), np.zeros(SHAPE, np.uint8)
-    source = engine.locate(data[None])
-    scan = engine.Scan(source.address, source.type, 1.0, 0.0, source.shape, source.strides, SPACING)
-    library, job, counts = engine.library(), engine.Job(), engine.Counts()
-    message = ctypes.create_string_buffer(engine.MESSAGE)
-    work = engine.memory(library.mednca_work_size(model._handle, scan, 1, message, engine.MESSAGE))
-    desk, target = engine.locate(work, writable=True), engine.locate(mask, writable=True)
-    assert not library.mednca_begin(model._handle, scan, desk.address, job, message, engine.MESSAGE)
+    source = locate(data[None])
+    scan = binding.Scan(source.address, source.type, 1.0, 0.0, source.shape, source.strides, SPACING)
+    library, job, counts = binding.library(), binding.Job(), binding.Counts()
+    message = ctypes.create_string_buffer(binding.MESSAGE)
+    work = memory(library.mednca_work_size(model._handle, scan, 1, message, binding.MESSAGE))
+    desk, target = locate(work, writable=True), locate(mask, writable=True)
+    assert not library.mednca_begin(model._handle, scan, desk.address, job, message, binding.MESSAGE)
     library.mednca_slice(
         job, 0, desk.address, 0, 1, target.address, target.stride_array(), None, None, counts
     )
@@ -359,13 +362,13 @@ def test_counts_do_not_depend_on_the_number_of_threads(model: engine.Model) -> N
 
 
 def test_a_team_is_as_large_as_the_work_allows() -> None:
-    assert engine.team_size(slices=40, rows=256, threads=4) == 1  # ten slices each
-    assert engine.team_size(slices=1, rows=256, threads=4) == 4
-    assert engine.team_size(slices=1, rows=64, threads=64) == 4  # 16 rows each
-    assert engine.team_size(slices=1, rows=16, threads=4) == 1
-    assert engine.team_size(slices=5, rows=256, threads=4) == 4  # else one thread would have two slices
-    assert engine.team_size(slices=3, rows=256, threads=4) == 4
-    assert engine.team_size(slices=1, rows=256, threads=1) == 1
+    assert team_size(slices=40, rows=256, threads=4) == 1  # ten slices each
+    assert team_size(slices=1, rows=256, threads=4) == 4
+    assert team_size(slices=1, rows=64, threads=64) == 4  # 16 rows each
+    assert team_size(slices=1, rows=16, threads=4) == 1
+    assert team_size(slices=5, rows=256, threads=4) == 4  # else one thread would have two slices
+    assert team_size(slices=3, rows=256, threads=4) == 4
+    assert team_size(slices=1, rows=256, threads=1) == 1
 
 
 def test_progress_is_told_in_the_callers_thread() -> None:
@@ -374,7 +377,7 @@ def test_progress_is_told_in_the_callers_thread() -> None:
     for together in (False, True):
         told.clear()
         seen: set[tuple[int, int]] = set()
-        engine.run_slices(
+        run_slices(
             lambda number, thread, seen=seen: seen.add((number, thread)),
             7,
             3,
@@ -400,9 +403,9 @@ def test_an_error_in_a_thread_is_raised_and_an_interrupt_ends_the_work(together:
         raise KeyboardInterrupt
 
     with pytest.raises(MemoryError, match="none left"):
-        engine.run_slices(fail, 5, 2, together, None)
+        run_slices(fail, 5, 2, together, None)
     with pytest.raises(KeyboardInterrupt):
-        engine.run_slices(slow, 1000, 2, together, interrupt)
+        run_slices(slow, 1000, 2, together, interrupt)
     time.sleep(0.2)
     assert len(computed) <= 4  # what was begun came to its end, and no more
 
@@ -413,13 +416,14 @@ def test_a_prediction_is_stopped_by_ctrl_c(tmp_path: Path) -> None:
     write_nifti(tmp_path / "scan.nii.gz", voxels(shape=(400, 400, 60)))
     program = (
         "import signal, sys\n"
-        "from mednca import cli, engine\n"
+        "from mednca import cli\n"
+        "from mednca.engine import model\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # a runner may have it ignored\n"
-        "begun = engine.run_slices\n"
+        "begun = model.run_slices\n"
         "def run(*rest):\n"
         "    print('computing', flush=True)\n"
         "    begun(*rest)\n"
-        "engine.run_slices = run\n"
+        "model.run_slices = run\n"
         "cli.main(sys.argv[1:])\n"
     )
     words = [sys.executable, "-c", program, "predict", "hippocampus", "scan.nii.gz", "-o", "mask.nii.gz"]

@@ -60,6 +60,13 @@ MODELS["depthwise, an ensemble"] = with_rule(
     ),
     perception="depthwise",
 )
+MODELS["mirrored, with neighbours"] = replace(
+    tiny_model(context=1),
+    config=replace(
+        tiny_model(context=1).config,
+        predict=replace(tiny_model().config.predict, ensemble=8, mirror=(1, 2, 0)),
+    ),
+)
 
 
 @pytest.fixture(scope="module")

@@ -31,13 +31,15 @@ LIGHT = [
     *("errors", "files", "fire", "sentinel", "slices", "synthetic", "figures"),
     *("volume", "formats", "io", "cases", "doctor"),
     *("dicom", "join", "download"),
-    *("metrics", "evaluate", "report", "perturb", "robustness", "robustness_report"),
-    *("traits", "trust", "trust_table", "trust_fit", "trust_report", "commands.trust"),
-    *("export", "bench", "calibrate"),
+    *("metrics", "evaluate", "report", "perturb"),
+    *("robustness", "robustness.contenders", "robustness.folder", "robustness.images", "robustness.report"),
+    *("export", "calibrate", "bench", "bench.task", "bench.engines", "bench.measure", "bench.report"),
+    *("trust", "trust.fit", "trust.report", "trust.table", "trust.traits", "commands.trust"),
     *("rule", "config", "fingerprint", "cost", "plan", "recipes", "dataset", "modelfile", "card", "cli"),
     *("commands", "commands.predict", "commands.models", "commands.data", "commands.train", "commands.bench"),
     *("nnunet", "commands.nnunet", "commands.plan", "commands.robustness"),
-    *("backends", "backends.numpy", "backends.onnx", "engine", "signals", "predict", "segment"),
+    *("backends", "backends.numpy", "backends.onnx", "signals", "predict", "segment", "machine"),
+    *("engine", "engine.binding", "engine.arrays", "engine.threads", "engine.model"),
 ]
 #: Modules that talk to a person; the others log.
 SPEAKING = {"cli", "commands", "demo", "__main__"}

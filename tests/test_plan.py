@@ -22,7 +22,7 @@ from mednca.fingerprint import Fingerprint
 from mednca.modelfile import shipped_model
 from mednca.nca import MedNCA
 from mednca.plan import BUDGETS, LEAST_HIDDEN, VIEWS, plan, reach, to_json, with_fitting_start
-from mednca.recipes import RECIPES, quick, recipe
+from mednca.recipes import RECIPES, quick, recipe, with_classes
 from mednca.rule import MedNCAConfig, multiply_adds, parameters
 from mednca.train import train
 from mednca.volume import Volume
@@ -97,15 +97,29 @@ def test_parameters_are_those_of_the_model(model: MedNCAConfig) -> None:
 
 def test_a_slice_is_counted_with_its_padding_and_every_run_of_the_ensemble() -> None:
     lean = plan(CROPS, "best").config
-    assert (lean.model.multiple, lean.predict.ensemble) == (8, 3)
-    assert slice_multiply_adds(lean, (35, 50)) == 3 * multiply_adds(lean.model, 40, 56)
+    assert (lean.model.multiple, lean.predict.ensemble) == (8, 4)
+    assert slice_multiply_adds(lean, (35, 50)) == 4 * multiply_adds(lean.model, 40, 56)
+
+
+def test_every_second_run_sees_the_scan_mirrored_where_training_did_too() -> None:
+    best = plan(CROPS).config
+    assert best.augment.flip == (0,) and best.predict.mirror == (0,)
+    assert plan(CROPS, "pi").config.predict.mirror == ()  # one run
+    sagittal = replace(CROPS, spacing=(3.0, 1.0, 1.0), spacing_known=True)
+    cut_left_to_right = plan(sagittal).config
+    assert cut_left_to_right.preprocess.axes == (0,)
+    assert (cut_left_to_right.augment.flip, cut_left_to_right.predict.mirror) == ((), ())
+    network = recipe("unet", CROPS)
+    assert (network.predict.ensemble, network.predict.mirror) == (2, (0,))
+    named = with_classes(best, {1: "left lung", 2: "right lung"})
+    assert (named.augment.flip, named.predict.mirror) == ((), ())
 
 
 def test_a_scan_seen_along_three_axes_is_counted_three_times() -> None:
     model = plan(CROPS).config.model
     views = 36 * multiply_adds(model, 40, 56) + 35 * multiply_adds(model, 56, 40)
     views += 50 * multiply_adds(model, 40, 40)
-    assert plan(CROPS).cost.multiply_adds == round(3 * views / 36)  # three runs, by axial slices
+    assert plan(CROPS).cost.multiply_adds == round(4 * views / 36)  # four runs, by axial slices
 
 
 def test_the_papers_model_costs_what_the_papers_model_costs() -> None:
@@ -296,6 +310,19 @@ def test_sizes_that_differ_without_a_spacing_are_stretched_to_one() -> None:
     assert plan(replace(odd, least=(150, 150, 15), largest=(170, 170, 47))).config.preprocess.size is None
 
 
+def test_a_small_organ_is_looked_for_where_it_lies() -> None:
+    rare = replace(PROSTATE, share=0.02, place=(0.25, 0.74, 0.31, 0.81, 0.0, 0.9))
+    found = plan(rare)
+    assert found.config.preprocess.roi == (0.2, 0.79, 0.26, 0.86, 0.0, 1.0) and found.data == rare
+    whole = plan(replace(rare, place=None)).config.preprocess
+    assert whole.roi is None and whole.spacing is not None and found.config.preprocess.spacing is not None
+    assert whole.spacing > found.config.preprocess.spacing  # as many cells on a smaller part
+    for other in ({"share": 0.05}, {"place": (0.0, 0.9, 0.1, 1.0, 0.2, 0.3)}):  # common; all over the place
+        assert plan(replace(rare, **other)).config.preprocess.roi is None
+    told = next(choice for choice in found.choices if choice.name == "region")
+    assert told.value == "20 to 79 % from left to right, 26 to 86 % from back to front"
+
+
 def test_a_rare_foreground_is_learnt_on_whole_slices_and_kept_in_one_piece() -> None:
     common = plan(replace(PROSTATE, share=0.05, one_piece=1.0)).config
     assert (common.train.patch, common.predict.largest_component) == (32, False)
@@ -341,7 +368,8 @@ def test_channels_that_leave_no_room_cost_dense_filters_then_neighbours() -> Non
     assert (rule.model.perception, rule.model.channels, rule.preprocess.context) == ("depthwise", 32, 1)
     assert plan(replace(CROPS, modalities=2), "pi").config.preprocess.context == 1
     many = plan(replace(CROPS, modalities=12), "pi")
-    assert many.config.preprocess.context == 0 and "no room" in many.choices[2].why
+    assert many.config.preprocess.context == 0
+    assert "no room" in next(choice.why for choice in many.choices if choice.name == "context")
     with pytest.raises(ValueError, match="no rule of 20,000 parameters takes 99 channels"):
         plan(replace(CROPS, modalities=99), "pi")
 

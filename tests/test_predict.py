@@ -17,11 +17,14 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from numpy.typing import NDArray
 
 from mednca import engine, predict
+from mednca.calibrate import measure_range
 from mednca.errors import InputError
+from mednca.machine import processors
 from mednca.modelfile import ModelFile, save_model
 from mednca.predict import Predictor, decide, largest_component, plausibility, with_ensemble
 from mednca.rule import MedNCAConfig, weight_shapes
 from mednca.segment import find_scans, predict_files
+from mednca.slices import prepare_image
 from mednca.volume import Volume
 from tests.small import SHAPE, tiny_model, voxels, write_nifti
 
@@ -167,6 +170,34 @@ def test_the_seed_names_the_draws_and_an_ensemble_averages_them() -> None:
     np.testing.assert_allclose(shares[2], (shares[0] + shares[1]) / 2, atol=1e-6)
 
 
+@pytest.mark.parametrize("with_engine", [*ENGINES, pytest.param("int16", marks=needs_engine)])
+@pytest.mark.parametrize("mirror", [(0,), (1,), (2,), (2, 0)], ids=str)
+def test_a_mirrored_run_is_that_of_the_mirrored_scan(mirror: tuple[int, ...], with_engine: str) -> None:
+    """By definition: a whole scan is mirrored, predicted, and the answer mirrored back."""
+    volume = Volume(
+        np.random.default_rng(3).random((1, 9, 11, 4)).astype(np.float32),
+        np.array([[0, -1.0, 0, 5], [1.0, 0, 0, 7], [0, 0, 2.0, 1], [0, 0, 0, 1]]),
+    )
+    file = tiny_model(context=1, axes=(2, 0, 1), spacing=(1.0, 1.0))
+    images = [prepare_image(volume, view) for view in file.config.preprocess.views]
+    file = replace(file, range=measure_range(file, images))
+    settings_ = replace(file.config.predict, ensemble=2 ** len(mirror), mirror=mirror)
+    several = replace(file, config=replace(file.config, predict=settings_))
+    found = Predictor(several, engine=with_engine, seed=5, probability=True).predict(volume)
+    expected = np.zeros(volume.shape)
+    for run in range(2 ** len(mirror)):
+        turned = volume.canonical()
+        places = [axis + 1 for k, axis in enumerate(mirror) if run >> k & 1]
+        turned = turned.with_data(np.ascontiguousarray(np.flip(turned.data, places)))
+        one = Predictor(file, engine=with_engine, seed=5 + run, probability=True).predict(turned).probability
+        assert one is not None
+        back = turned.with_data(np.ascontiguousarray(np.flip(one.data, places))).oriented_like(volume)
+        expected += back.data[0] / 2 ** len(mirror)
+    assert found.probability is not None
+    tolerance = 2e-3 if with_engine == "int16" else 2e-4
+    np.testing.assert_allclose(found.probability.data[0], expected, atol=tolerance)
+
+
 def test_a_voxel_is_the_likeliest_class_where_the_foreground_exceeds_the_threshold() -> None:
     probability = np.array([[0.3, 0.1, 0.6], [0.3, 0.2, 0.1]], np.float32).reshape(2, 3, 1, 1)
     assert decide(probability, 0.5, (4, 9)).ravel().tolist() == [4, 0, 4]
@@ -203,7 +234,7 @@ def test_a_mask_has_grid_and_format_of_its_scan_and_a_report_beside_it(tmp_path:
     assert report["foreground_voxels"] == {"foreground": count}
     assert report["foreground_ml"]["foreground"] == pytest.approx(count * voxel_ml, abs=1e-6)
     if engine.available():
-        told = {"engine": "native", "threads": engine.processors(), "instructions": engine.instructions()[0]}
+        told = {"engine": "native", "threads": processors(), "instructions": engine.instructions()[0]}
         assert told.items() <= report.items() and 0.4 < report["computed"] < 0.6  # the fire rate is 0.5
     else:
         assert (report["engine"], report["threads"], report["instructions"]) == ("numpy", None, None)

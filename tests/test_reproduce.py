@@ -16,15 +16,28 @@ from mednca.cases import Case, split_folds
 from mednca.checkpoint import RunFolder
 from mednca.errors import InputError
 from mednca.plan import Fingerprint
-from mednca.report import MERGED, Report, merge_reports
+from mednca.report import MERGED, Report, merge_reports, summarise
 from mednca.rule import parameters
 from mednca.train import train
 from reproduce import __main__ as overview
-from reproduce import catalogue, circumference, fig3, folds, leak, organs, paired, runs, steps, table1, trials
+from reproduce import (
+    catalogue,
+    circumference,
+    fig3,
+    folds,
+    gather,
+    leak,
+    organs,
+    paired,
+    runs,
+    steps,
+    table1,
+    trials,
+)
 from reproduce.catalogue import EVERYTHING, PAPER, Experiment, find
+from reproduce.stored import FORMAT, RESULTS, VERSION, command, read_result, result_path, write_result
 from tests.small_training import config, model_file, write_cases
 
-RESULTS = runs.RESULTS
 TINY = {"train": {"iterations": 2, "batch_size": 2, "warmup": 0, "validate_every": 0}}
 
 
@@ -92,7 +105,7 @@ def test_every_experiment_has_a_name_of_its_own_a_stored_split_and_a_command() -
     for experiment in EVERYTHING:
         assert folds.load(experiment.split)
         assert find([experiment.name]) == (experiment,)
-        assert f"--only {experiment.name}" in runs.command(experiment)
+        assert f"--only {experiment.name}" in command(experiment)
 
 
 def test_every_row_of_the_paper_has_an_experiment_on_both_organs() -> None:
@@ -172,7 +185,7 @@ def test_a_stopped_training_goes_on_and_its_minutes_add_up(world: Any, tmp_path:
 
 def test_a_result_holds_every_case_of_every_seed_and_says_what_is_missing(world: Any) -> None:
     root, experiment = world
-    result = runs.collect(experiment, root / "runs")
+    result = gather.collect(experiment, root / "runs")
     assert result is not None
     assert result["mode"] == "full"
     assert len(result["missing"]) == 6 and all(line.endswith(": not started") for line in result["missing"])
@@ -194,30 +207,30 @@ def test_runs_of_other_settings_are_not_mixed(world: Any, tmp_path: Path) -> Non
     other = replace(one, changes=experiment.changes | {"predict": {"threshold": 0.4}})
     runs.run(other, root, tmp_path, only=("fold_1",), progress=False)
     with pytest.raises(InputError, match="other settings than the other runs"):
-        runs.collect(one, tmp_path)
+        gather.collect(one, tmp_path)
 
 
 def test_quick_results_are_marked_and_never_taken_for_full_ones(world: Any, tmp_path: Path) -> None:
     root, experiment = world
-    result = runs.collect(experiment, root / "runs", quick=True)
+    result = gather.collect(experiment, root / "runs", quick=True)
     assert result is not None and result["mode"] == "quick"
     assert set(result["provenance"]["runs"]) == {"seed_0/fold_0"}
     assert "--quick" in result["provenance"]["command"]
     path = tmp_path / "table1" / "blobs_tiny.json"
-    runs.write_result(path, result)
+    write_result(path, result)
     with pytest.raises(InputError, match="is a result of quick mode, expected full"):
-        runs.read_result(path)
-    assert (runs.read_result(path, quick=True) or {})["cases"] == result["cases"]
+        read_result(path)
+    assert (read_result(path, quick=True) or {})["cases"] == result["cases"]
 
 
 def test_a_result_never_loses_runs_in_silence(world: Any, tmp_path: Path) -> None:
     root, experiment = world
-    result = runs.collect(experiment, root / "runs")
+    result = gather.collect(experiment, root / "runs")
     assert result is not None
-    runs.write_result(tmp_path / "result.json", result)
+    write_result(tmp_path / "result.json", result)
     less = result | {"provenance": {"runs": {}}}
     with pytest.raises(InputError, match="the stored result has runs that are not under --runs"):
-        runs.write_result(tmp_path / "result.json", less)
+        write_result(tmp_path / "result.json", less)
 
 
 def test_the_cost_is_that_of_finished_runs_times_what_is_missing(world: Any, tmp_path: Path) -> None:
@@ -227,9 +240,9 @@ def test_the_cost_is_that_of_finished_runs_times_what_is_missing(world: Any, tmp
         for training in runs.trainings(experiment, root / "runs")
         if training.finished
     ]
-    assert runs.cost(experiment, root / "runs", tmp_path) == pytest.approx(6 * float(np.median(known)))
-    assert runs.cost(experiment, tmp_path, tmp_path) is None
-    assert runs.cost(replace(experiment, minutes=3.0), tmp_path, tmp_path) == 30
+    assert overview.cost(experiment, root / "runs", tmp_path) == pytest.approx(6 * float(np.median(known)))
+    assert overview.cost(experiment, tmp_path, tmp_path) is None
+    assert overview.cost(replace(experiment, minutes=3.0), tmp_path, tmp_path) == 30
 
 
 def test_the_masks_of_nnu_net_are_dealt_to_the_stored_folds(world: Any, tmp_path: Path) -> None:
@@ -247,13 +260,13 @@ def test_the_masks_of_nnu_net_are_dealt_to_the_stored_folds(world: Any, tmp_path
     file.with_name("provenance.json").write_text('{"minutes": 7, "parameters": 123, "device": "card"}')
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(catalogue.TABLES, "fig3", (theirs,))
-        result = runs.collect(theirs, tmp_path)
+        result = gather.collect(theirs, tmp_path)
     assert result is not None and not result["missing"] and len(result["cases"]) == 10
     assert result["parameters"] == 123 and result["provenance"]["runs"]["seed_0/fold_4"]["minutes"] == 7
     swapped = dict(zip(parts, [*list(parts.values())[1:], parts["fold_0"]], strict=True))
     merge_reports(swapped).write(file, force=True)
     with pytest.raises(InputError, match="fold_0 must hold out the 2 cases of the stored split blobs"):
-        runs.collect(theirs, tmp_path)
+        gather.collect(theirs, tmp_path)
     with pytest.raises(InputError, match="is trained by nnunet's own commands"):
         runs.run(theirs, root, tmp_path)
 
@@ -339,12 +352,12 @@ def fake(experiment: Experiment, dice: float, *, seeds: int = 1, spread: float =
         }
         scores = {str(seed): row for seed in range(seeds)}
         cases[case] = {"group": stored.persons[case], "fold": fold[case], "scores": scores}
-    averaged = runs.mean_report(cases)
+    averaged = gather.mean_report(cases)
     told = {"minutes": 12.0, "device": "cpu", "machine": {"processor": "Abacus 3"}, "events": []}
     names = [f"seed_{seed}/{name}" for seed in range(seeds) for name in stored.held_out]
     return {
-        "format": runs.FORMAT,
-        "version": runs.VERSION,
+        "format": FORMAT,
+        "version": VERSION,
         "mode": "full",
         "data": stored.split.data,
         "protocol": stored.split.protocol,
@@ -352,8 +365,8 @@ def fake(experiment: Experiment, dice: float, *, seeds: int = 1, spread: float =
         "missing": [],
         "provenance": {"command": "-", "runs": dict.fromkeys(names, told)},
         "summary": {
-            region: {metric: runs._rounded(row) for metric, row in rows.items()}
-            for region, rows in runs.summarise(averaged.cases, averaged.groups, resamples=200).items()
+            region: {metric: gather._rounded(row) for metric, row in rows.items()}
+            for region, rows in summarise(averaged.cases, averaged.groups, resamples=200).items()
         },
         "seeds": {str(seed): {} for seed in range(seeds)},
         "cases": cases,
@@ -364,7 +377,7 @@ def store(results: Path, name: str, dice: float, **more: Any) -> dict[str, Any]:
     """Folder, name of an experiment and a mean -> its made-up result, stored."""
     (experiment,) = find([name])
     result = fake(experiment, dice, **more)
-    runs.write_result(runs.result_path(experiment, results), result)
+    write_result(result_path(experiment, results), result)
     return result
 
 
@@ -428,7 +441,7 @@ def test_other_organs_stand_beside_a_u_net_and_the_head_has_its_circumference(tm
                 "reference_circumference_mm": 100.0,
             }
         (experiment,) = find([name])
-        runs.write_result(runs.result_path(experiment, tmp_path), result)
+        write_result(result_path(experiment, tmp_path), result)
     (path,) = organs.draw(tmp_path, False)
     text = path.read_text()
     assert "Ours minus U-Net, per case: +0.0100, 95 % interval +0.0100 to +0.0100 (120 cases)." in text
@@ -445,7 +458,7 @@ def test_the_leak_is_the_difference_of_the_two_protocols(tmp_path: Path) -> None
     for case, entry in volume["cases"].items():
         entry["scores"]["0"][MERGED]["dice"] += 0.01 * (case in leaks)
     (experiment,) = find(["hippocampus_lean_by_volume"])
-    runs.write_result(runs.result_path(experiment, tmp_path), volume)
+    write_result(result_path(experiment, tmp_path), volume)
     rows = leak.measure(tmp_path)
     assert rows["ours, lean"]["seeds"] == ["0"]
     differences = {name: row["difference"] for name, row in rows["ours, lean"].items() if name != "seeds"}
@@ -466,7 +479,7 @@ def test_the_leak_is_the_difference_of_the_two_protocols(tmp_path: Path) -> None
 def test_what_stands_in_the_tree_is_drawn_from_its_results(tmp_path: Path) -> None:
     for table in ("table1", "fig3", "organs"):
         for path in (RESULTS / table).glob("*.json"):
-            runs.write_result(tmp_path / table / path.name, json.loads(path.read_text()))
+            write_result(tmp_path / table / path.name, json.loads(path.read_text()))
     (tmp_path / "official.json").write_text((RESULTS / "official.json").read_text())
     drawn = [*table1.draw(tmp_path, False), *fig3.draw(tmp_path, False), *organs.draw(tmp_path, False)]
     for path in [*drawn, *paired.draw(tmp_path)]:

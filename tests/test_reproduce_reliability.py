@@ -16,8 +16,9 @@ from mednca.plan import Fingerprint
 from mednca.report import MERGED
 from mednca.sentinel import Sentinel
 from reproduce import __main__ as overview
-from reproduce import catalogue, folds, reliability, runs
+from reproduce import catalogue, folds, gather, reliability, runs
 from reproduce.catalogue import RELIABILITY, Experiment, find
+from reproduce.stored import FORMAT, RESULTS, VERSION, result_path, write_result
 from reproduce.tables import done
 from tests.small_training import write_cases
 from tests.test_reproduce import row_of
@@ -65,7 +66,7 @@ def test_only_the_named_folds_are_trained_and_the_first_cases_judged(
     )
     assert len(held_out) == 2 and second.split["validation"] == [held_out[0]]
     assert not set(held_out) & set(second.split["training"])
-    result = runs.collect(series, tmp_path / "runs")
+    result = gather.collect(series, tmp_path / "runs")
     assert result is not None and set(result["cases"]) == {held_out[0]}
     assert result["missing"] == ["seed_0/fold_2: not started"]
     assert reliability.judged_on(series, result) == "the first 1 of 2 cases of fold_2, 5 folds by person"
@@ -92,16 +93,16 @@ def test_a_training_that_gives_up_is_told_and_the_next_seed_is_trained(
         lost.state() == "failed" and not lost.finished and (lost.failed or "").startswith("training failed 7")
     )
     assert found.finished and "seed_0" in caplog.text
-    result = runs.collect(watched, tmp_path / "runs")
+    result = gather.collect(watched, tmp_path / "runs")
     assert result is not None and not result["missing"] and set(result["seeds"]) == {"1"}
     told = result["provenance"]["runs"]
     assert told["seed_0/fold_2"]["failed"] == lost.failed and len(told["seed_0/fold_2"]["events"]) == 6
     row = reliability.measure(watched, result)
     assert (row.near, row.failed, row.reseeded, row.rolled_back) == (1, {"0": lost.failed}, 6, 0)
-    runs.write_result(runs.result_path(watched, tmp_path / "results"), result)
+    write_result(result_path(watched, tmp_path / "results"), result)
     assert overview.state(watched, tmp_path / "runs", tmp_path / "results") == "stored"
     for results in (tmp_path / "results", tmp_path / "none"):
-        assert runs.cost(watched, tmp_path / "runs", results) == 0
+        assert overview.cost(watched, tmp_path / "runs", results) == 0
     before = len(starts)
     runs.run(watched, tmp_path, tmp_path / "runs", progress=False)
     assert len(starts) == before  # what failed is not tried again
@@ -110,7 +111,7 @@ def test_a_training_that_gives_up_is_told_and_the_next_seed_is_trained(
 def test_a_training_that_ends_with_no_numbers_is_told(series: Experiment, tmp_path: Path) -> None:
     wild = changed(series, iterations=12, learning_rate=1e38, clip=0.0, sentinel=False)
     runs.run(wild, tmp_path, tmp_path / "runs", progress=False)
-    result = runs.collect(wild, tmp_path / "runs")
+    result = gather.collect(wild, tmp_path / "runs")
     assert result is not None and result["seeds"] == {} and result["parameters"] is None
     row = reliability.measure(wild, result)
     assert set(row.failed) == {"0", "1"} and row.median is None and row.near == 0 and row.reseeded is None
@@ -172,8 +173,8 @@ def made_up(experiment: Experiment, dice: list[float], failed: tuple[int, ...] =
         names["seed_1/fold_0"] = names["seed_1/fold_0"] | {"events": events}
     settings = {"iterations": 600, "batch_size": 16, "sentinel": True} | train
     return {
-        "format": runs.FORMAT,
-        "version": runs.VERSION,
+        "format": FORMAT,
+        "version": VERSION,
         "mode": "full",
         "protocol": "by person",
         "missing": [],
@@ -188,9 +189,9 @@ def made_up(experiment: Experiment, dice: list[float], failed: tuple[int, ...] =
 def test_the_table_counts_seeds_near_the_median_and_those_that_failed(tmp_path: Path) -> None:
     ours, official, _, prostate = RELIABILITY
     dice = [0.85, 0.86, 0.86, 0.86, 0.88, 0.84, 0.881, 0.86, 0.86, 0.86]
-    runs.write_result(runs.result_path(ours, tmp_path), made_up(ours, dice))
-    runs.write_result(
-        runs.result_path(official, tmp_path),
+    write_result(result_path(ours, tmp_path), made_up(ours, dice))
+    write_result(
+        result_path(official, tmp_path),
         made_up(official, [0.7, 0.0, 0.72, 0.71], failed=(1, 3), sentinel=False, batch_size=40),
     )
     data, text, png = reliability.draw(tmp_path, False)
@@ -216,7 +217,7 @@ def test_the_table_counts_seeds_near_the_median_and_those_that_failed(tmp_path: 
 
 
 def test_what_stands_in_the_tree_is_drawn_from_its_results(tmp_path: Path) -> None:
-    for path in (runs.RESULTS / "reliability").glob("*.json"):
-        runs.write_result(tmp_path / "reliability" / path.name, json.loads(path.read_text()))
+    for path in (RESULTS / "reliability").glob("*.json"):
+        write_result(tmp_path / "reliability" / path.name, json.loads(path.read_text()))
     for path in reliability.draw(tmp_path, False)[:2]:
-        assert path.read_text() == (runs.RESULTS / path.name).read_text(), f"draw {path.name} again"
+        assert path.read_text() == (RESULTS / path.name).read_text(), f"draw {path.name} again"

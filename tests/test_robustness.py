@@ -12,16 +12,31 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mednca import cli, robustness, robustness_page, robustness_report
+from mednca import cli
 from mednca.cases import Case, find_cases
-from mednca.dataset import load_scan
+from mednca.dataset import LabelledScan, load_scan
 from mednca.errors import InputError
 from mednca.evaluate import Predictor
 from mednca.export import export
 from mednca.modelfile import ModelFile, save_model
 from mednca.perturb import find
 from mednca.predict import Predictor as RealPredictor
-from mednca.robustness import CLEAN, Contender, Job, Score, Scores
+from mednca.robustness import (
+    CLEAN,
+    Contender,
+    Job,
+    Score,
+    Scores,
+    draw_cases,
+    list_jobs,
+    measure,
+    read_scores,
+)
+from mednca.robustness import perturbed as perturbed_cases
+from mednca.robustness.contenders import open_masks, open_model, together
+from mednca.robustness.folder import describe, open_report
+from mednca.robustness.images import write_images
+from mednca.robustness.report import card, summary
 from mednca.volume import Volume
 from reproduce import fig5, fig6, perturbed
 from reproduce import folds as stored_folds
@@ -29,7 +44,7 @@ from tests.small import tiny_model, write_nifti
 
 pytest.importorskip("torchio")
 
-JOBS = robustness.list_jobs(find(["scale", "translation", "noise"]), quick=True)
+JOBS = list_jobs(find(["scale", "translation", "noise"]), quick=True)
 
 
 def blob(number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -79,7 +94,7 @@ def without_seconds(scores: Scores) -> dict[Any, Any]:
 
 def report_of(contenders: Sequence[Contender], cases: Sequence[Case], scores: Scores) -> dict[str, Any]:
     told = {"data": "blobs", "quick": True, "seeds": 1, "versions": {"mednca": "0"}}
-    return robustness_report.card(contenders, cases, JOBS, scores, told)
+    return card(contenders, cases, JOBS, scores, told)
 
 
 # ---- Measuring ----
@@ -91,9 +106,9 @@ def test_every_case_and_job_has_one_line_and_the_file_gives_back_what_was_measur
     cases = cases_of(data)
     one, asked = stub(cases)
     path = tmp_path / "report" / "scores.jsonl"
-    scores = robustness.measure([one], cases, JOBS, path)
+    scores = measure([one], cases, JOBS, path)
     assert len(path.read_text().splitlines()) == len(scores) == len(asked) == len(cases) * len(JOBS)
-    assert robustness.read_scores(path) == scores
+    assert read_scores(path) == scores
     for case in cases:
         assert scores[one.key(case.id, Job(CLEAN, 0.0, 0))].dice == 1
         assert scores[one.key(case.id, Job("scale", 2.0, 0))].dice > 0.9  # on the perturbed grid
@@ -103,7 +118,7 @@ def test_every_case_and_job_has_one_line_and_the_file_gives_back_what_was_measur
 def test_a_stopped_measurement_goes_on_and_gives_the_same_report(data: Path, tmp_path: Path) -> None:
     cases = cases_of(data)
     one, _ = stub(cases)
-    whole = robustness.measure([one], cases, JOBS, tmp_path / "whole.jsonl")
+    whole = measure([one], cases, JOBS, tmp_path / "whole.jsonl")
     path = tmp_path / "stopped.jsonl"
 
     def stop(items: Sequence[Any]) -> Iterable[Any]:
@@ -111,22 +126,22 @@ def test_a_stopped_measurement_goes_on_and_gives_the_same_report(data: Path, tmp
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        robustness.measure([one], cases, JOBS, path, progress=stop)
+        measure([one], cases, JOBS, path, progress=stop)
     with path.open("a") as file:  # the stop came in the middle of a line
         file.write('{"case": "scan_3", "perturba')
     again, asked = stub(cases)
-    scores = robustness.measure([again], cases, JOBS, path)
+    scores = measure([again], cases, JOBS, path)
     assert len(asked) == len(whole) - 17
     assert without_seconds(scores) == without_seconds(whole)
-    assert without_seconds(robustness.read_scores(path)) == without_seconds(whole)
+    assert without_seconds(read_scores(path)) == without_seconds(whole)
     assert report_of([again], cases, scores) == report_of([one], cases, whole)
 
 
 def test_scores_do_not_depend_on_the_order_of_cases_or_jobs(data: Path, tmp_path: Path) -> None:
     cases = cases_of(data)
     one, _ = stub(cases)
-    first = robustness.measure([one], cases, JOBS, tmp_path / "a.jsonl")
-    second = robustness.measure([one], cases[::-1], JOBS[::-1], tmp_path / "b.jsonl")
+    first = measure([one], cases, JOBS, tmp_path / "a.jsonl")
+    second = measure([one], cases[::-1], JOBS[::-1], tmp_path / "b.jsonl")
     assert without_seconds(first) == without_seconds(second)
     assert report_of([one], cases, first) == report_of([one], cases[::-1], second)
 
@@ -145,8 +160,8 @@ def test_two_contenders_see_the_same_perturbed_image_and_one_may_come_later(
         return stub(cases, name, mask)[0]
 
     a, b = eye("a"), eye("b")
-    robustness.measure([a], cases, JOBS, tmp_path / "scores.jsonl")
-    scores = robustness.measure([a, b], cases, JOBS, tmp_path / "scores.jsonl")
+    measure([a], cases, JOBS, tmp_path / "scores.jsonl")
+    scores = measure([a, b], cases, JOBS, tmp_path / "scores.jsonl")
     assert seen["a"] == seen["b"] and len(seen["a"]) == 2 * len(JOBS)
     assert len(scores) == 4 * len(JOBS)
 
@@ -155,20 +170,20 @@ def test_a_damaged_line_is_named_and_an_unknown_label_value_refused(data: Path, 
     path = tmp_path / "scores.jsonl"
     path.write_text('{"case": "a"}\n')
     with pytest.raises(InputError, match=r"scores\.jsonl, line 1: is no score"):
-        robustness.read_scores(path)
+        read_scores(path)
     cases = cases_of(data)
     one = replace(stub(cases)[0], labels={2: "tail", 3: "head"})
     with pytest.raises(InputError, match=r"case scan_1: its label holds the values \[1\], stub knows"):
-        robustness.measure([one], cases, JOBS, tmp_path / "other.jsonl")
+        measure([one], cases, JOBS, tmp_path / "other.jsonl")
 
 
 def test_cases_are_drawn_by_the_seed_whatever_their_order(data: Path) -> None:
     cases = cases_of(data)
-    chosen = robustness.draw_cases(cases, 3, seed=0)
+    chosen = draw_cases(cases, 3, seed=0)
     assert len(chosen) == 3
-    assert set(robustness.draw_cases(cases[::-1], 3, seed=0)) == set(chosen)
-    assert {robustness.draw_cases(cases, 3, seed=seed) for seed in range(20)} != {chosen}
-    assert robustness.draw_cases(cases, 40, seed=0) == cases
+    assert set(draw_cases(cases[::-1], 3, seed=0)) == set(chosen)
+    assert {draw_cases(cases, 3, seed=seed) for seed in range(20)} != {chosen}
+    assert draw_cases(cases, 40, seed=0) == cases
 
 
 # ---- The numbers of the report ----
@@ -189,7 +204,7 @@ def test_statistics_are_those_of_the_scores() -> None:
             scores[model.key(case.id, job)] = Score(clean - lost - (0.1 if kept < 1 else 0), kept, 0)
             scores[other.key(case.id, job)] = Score(0.0, kept, 0)
     told = {"data": "d", "quick": False, "seeds": 2, "versions": {}}
-    report = robustness_report.card([model, other], cases, jobs, scores, told)
+    report = card([model, other], cases, jobs, scores, told)
     assert (report["cases"], report["persons"]) == (4, 2)
     assert report["models"][0]["clean"]["mean"] == pytest.approx(0.75)
     assert report["difference_clean"]["mean"] == pytest.approx(0.2)
@@ -207,7 +222,7 @@ def test_statistics_are_those_of_the_scores() -> None:
     area = (0.1 * (0.75 + 0.73) / 2 + 0.4 * (0.73 + 0.40) / 2) / 0.5
     assert one["area"][0]["mean"] == pytest.approx(area, abs=1e-5)
     assert one["area"][1]["mean"] == pytest.approx(0.1 * 0.55 / 2 / 0.5, abs=1e-5)
-    text = robustness_report.summary(report)
+    text = summary(report)
     assert "| Translation | 0.1 to 0.5 |" in text and "-35.0 (-40.0 to -30.0)" in text
 
 
@@ -238,15 +253,15 @@ def test_a_run_is_judged_on_its_validation_cases_and_a_file_on_what_it_has_not_s
     cases = cases_of(data)
     ids = [case.id for case in cases]
     run = write_run(tmp_path / "run", tiny_model(), ids[:3], ids[4:])
-    assert list(robustness.open_model(run, cases, make).hashes) == ids[4:]
-    every = robustness.open_model(run, cases, make, all_cases=True)
+    assert list(open_model(run, cases, make).hashes) == ids[4:]
+    every = open_model(run, cases, make, all_cases=True)
     assert list(every.hashes) == ids and "trained on 3 of these 6 cases" in every.notes[0]
     save_model(tmp_path / "seen.safetensors", tiny_model(card={"training_cases": ids[:5]}))
-    seen = robustness.open_model(tmp_path / "seen.safetensors", cases, make)
+    seen = open_model(tmp_path / "seen.safetensors", cases, make)
     assert list(seen.hashes) == ids[5:] and "5 cases" in seen.notes[0]
     save_model(tmp_path / "all.safetensors", tiny_model(card={"training_cases": ids}))
     with pytest.raises(InputError, match=r"trained on all 6 cases.*--all-cases"):
-        robustness.open_model(tmp_path / "all.safetensors", cases, make)
+        open_model(tmp_path / "all.safetensors", cases, make)
 
 
 def test_each_case_is_judged_by_the_fold_that_has_not_seen_it(data: Path, tmp_path: Path) -> None:
@@ -255,28 +270,28 @@ def test_each_case_is_judged_by_the_fold_that_has_not_seen_it(data: Path, tmp_pa
     first, second = tiny_model(), another()
     write_run(tmp_path / "cv" / "fold_0", first, ids[3:], ids[:3])
     write_run(tmp_path / "cv" / "fold_1", second, ids[:3], ids[3:5])
-    one = robustness.open_model(tmp_path / "cv", cases, make)
+    one = open_model(tmp_path / "cv", cases, make)
     assert one.hashes == dict.fromkeys(ids[:3], first.hash) | dict.fromkeys(ids[3:5], second.hash)
     assert one.folds == dict.fromkeys(ids[:3], "fold_0") | dict.fromkeys(ids[3:5], "fold_1")
     assert any("1 cases of the data are held out in no fold" in note for note in one.notes)
-    assert robustness.open_model(tmp_path / "cv", cases[:2], make).hash == one.hash
+    assert open_model(tmp_path / "cv", cases[:2], make).hash == one.hash
     image = load_scan(cases[3]).image
     got = one.mask(ids[3], JOBS[0], image)
     assert np.array_equal(got, make(second).predict(image).mask.data[0])
     assert not np.array_equal(got, make(first).predict(image).mask.data[0])
     with pytest.raises(InputError, match="--all-cases is for a single model"):
-        robustness.open_model(tmp_path / "cv", cases, make, all_cases=True)
+        open_model(tmp_path / "cv", cases, make, all_cases=True)
     write_run(tmp_path / "cv" / "fold_2", second, [], ids[:1])
     with pytest.raises(InputError, match="case scan_1 is held out in fold_0 and fold_2"):
-        robustness.open_model(tmp_path / "cv", cases, make)
+        open_model(tmp_path / "cv", cases, make)
 
 
 def test_two_models_are_judged_on_the_cases_that_both_hold_out(data: Path) -> None:
     cases = cases_of(data)
     a, b = stub(cases[:4])[0], stub(cases[2:], "b")[0]
-    assert robustness.together([a, b], cases) == cases[2:4]
+    assert together([a, b], cases) == cases[2:4]
     with pytest.raises(InputError, match="stub and b: no case is held out for both"):
-        robustness.together([a, stub(cases[4:], "b")[0]], cases)
+        together([a, stub(cases[4:], "b")[0]], cases)
 
 
 def test_an_exported_model_gives_the_masks_of_the_model(data: Path, tmp_path: Path) -> None:
@@ -285,7 +300,7 @@ def test_an_exported_model_gives_the_masks_of_the_model(data: Path, tmp_path: Pa
         save_model(tmp_path / f"{at}.safetensors", model)
         export(tmp_path / f"{at}.safetensors", "onnx", tmp_path / f"onnx{at}")
         cases = cases_of(data)[:1]
-        one = robustness.open_model(tmp_path / f"onnx{at}", cases, make)
+        one = open_model(tmp_path / f"onnx{at}", cases, make)
         assert one.hash == f"onnx-{model.hash}" and one.labels == make(model).labels
         image = load_scan(cases[0]).image
         ours, theirs = make(model).predict(image).mask.data[0], one.mask(cases[0].id, JOBS[0], image)
@@ -293,12 +308,24 @@ def test_an_exported_model_gives_the_masks_of_the_model(data: Path, tmp_path: Pa
         assert np.mean(ours == theirs) > 0.999  # a sum in another order may turn a voxel at the threshold
     (tmp_path / "onnx0" / "level_1.onnx").unlink()
     with pytest.raises(InputError, match=r"onnx0: is no model exported by mednca"):
-        robustness.open_model(tmp_path / "onnx0", cases, make)
+        open_model(tmp_path / "onnx0", cases, make)
+
+
+def test_a_case_is_read_once_while_its_jobs_follow_one_another(data: Path) -> None:
+    todo = [(case, job) for case in cases_of(data)[:2] for job in JOBS[:3]]
+    read: list[str] = []
+
+    def counted(case: Case) -> LabelledScan:
+        read.append(case.id)
+        return load_scan(case)
+
+    found = [(case, job) for case, job, _ in perturbed_cases(todo, read=counted)]
+    assert found == [(case.id, job) for case, job in todo] and read == ["scan_1", "scan_2"]
 
 
 def test_images_are_written_for_other_programs_and_their_masks_judged(data: Path, tmp_path: Path) -> None:
     cases = cases_of(data)[:2]
-    index = robustness.write_images(cases, JOBS, tmp_path / "images", folds={"scan_1": "fold_3"})
+    index = write_images(cases, JOBS, tmp_path / "images", folds={"scan_1": "fold_3"})
     told = json.loads(index.read_text())
     assert len(told["files"]) == 2 * len(JOBS)
     name = "scan_1__translation__0.5__0"
@@ -306,17 +333,17 @@ def test_images_are_written_for_other_programs_and_their_masks_judged(data: Path
     assert entry["fold"] == "fold_3" and entry["severity"] == 0.5 and 0 < entry["kept"] < 1
     assert (tmp_path / "images" / "imagesTs" / f"{name}_0000.nii.gz").is_file()
     masks = tmp_path / "images" / "labelsTs"
-    one = robustness.open_masks(masks, cases, JOBS)
-    scores = robustness.measure([one], cases, JOBS, tmp_path / "scores.jsonl")
+    one = open_masks(masks, cases, JOBS)
+    scores = measure([one], cases, JOBS, tmp_path / "scores.jsonl")
     assert all(score.dice == 1 for score in scores.values())
     (masks / f"{name}.nii.gz").rename(tmp_path / "elsewhere.nii.gz")
     with pytest.raises(InputError, match=rf"has no mask of 1 of {2 * len(JOBS)} images, as {name}"):
-        robustness.open_masks(masks, cases, JOBS)
+        open_masks(masks, cases, JOBS)
     write_nifti(masks / f"{name}.nii.gz", np.zeros((3, 3, 3), np.uint8))
-    changed = robustness.open_masks(masks, cases, JOBS)
+    changed = open_masks(masks, cases, JOBS)
     assert changed.hash != one.hash
     with pytest.raises(InputError, match="must lie on the grid of its image"):
-        robustness.measure([changed], cases, JOBS, tmp_path / "scores.jsonl")
+        measure([changed], cases, JOBS, tmp_path / "scores.jsonl")
 
 
 # ---- The folder of a report ----
@@ -326,29 +353,29 @@ def test_a_report_is_gone_on_with_only_for_the_same_model_and_data(data: Path, t
     found = find_cases(data)
     a, b = stub(found.cases, "a")[0], stub(found.cases, "b")[0]
     folder = tmp_path / "report"
-    setting = robustness.describe(found, [a])
-    path = robustness.open_report(folder, setting)
+    setting = describe(found, [a])
+    path = open_report(folder, setting)
     path.write_text("")
-    assert robustness.open_report(folder, setting) == path
-    both = robustness.describe(found, [a, b])
-    robustness.open_report(folder, both)  # a baseline may come later
-    robustness.open_report(folder, setting)  # and stays known when it is left out
+    assert open_report(folder, setting) == path
+    both = describe(found, [a, b])
+    open_report(folder, both)  # a baseline may come later
+    open_report(folder, setting)  # and stays known when it is left out
     assert json.loads((folder / "setting.json").read_text())["baseline"]["name"] == "b"
     for what, other in (
-        ("model", robustness.describe(found, [b])),
-        ("baseline", robustness.describe(found, [a, stub(found.cases, "c")[0]])),
-        ("data", robustness.describe(replace(found, cases=found.cases[:3]), [a])),
+        ("model", describe(found, [b])),
+        ("baseline", describe(found, [a, stub(found.cases, "c")[0]])),
+        ("data", describe(replace(found, cases=found.cases[:3]), [a])),
     ):
         with pytest.raises(InputError, match=rf"report with another {what} .*--force"):
-            robustness.open_report(folder, other)
+            open_report(folder, other)
         assert path.is_file()
-    robustness.open_report(folder, robustness.describe(found, [b]), force=True)
+    open_report(folder, describe(found, [b]), force=True)
     assert not path.exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     for force in (False, True):
         with pytest.raises(InputError, match="mine: is not empty and no report"):
-            robustness.open_report(tmp_path / "mine", setting, force=force)
+            open_report(tmp_path / "mine", setting, force=force)
     assert (tmp_path / "mine" / "thesis.txt").is_file()
 
 
@@ -380,7 +407,7 @@ def test_the_command_writes_a_card_that_a_second_call_leaves_as_it_is(
     report = json.loads(before["report.json"])
     assert list(report["perturbations"]) == ["crop", "noise"] and report["cases"] == 6
     assert report["provenance"]["versions"]["torchio"]
-    monkeypatch.setattr(robustness_page, "strips", lambda *_: {})
+    monkeypatch.setattr("mednca.robustness.page.strips", lambda *_: {})
     assert status_of(*words) == 0
     assert {name: (out / name).read_bytes() for name in names[1:]} == {n: before[n] for n in names[1:]}
 

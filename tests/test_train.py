@@ -197,12 +197,30 @@ def test_a_number_that_is_not_finite_is_undone_and_written_down(
     first, second = events(run)
     assert (first["iteration"], first["event"], first["reason"]) == (2, "re-seeded", "diverged")
     assert (second["iteration"], second["attempt"]) == (15, 2)
-    assert second["event"] == "rolled back to iteration 12, learning rate halved"
+    assert second["event"] == "rolled back to iteration 6, learning rate halved"
     assert all(np.isfinite(array).all() for array in load_model(run.path).weights.values())
     state = run.load()
     assert state is not None and state.attempt == 2 and state.iteration == 24
-    # Two healthy windows of 6 iterations since each failure, from half of what was left.
-    assert state.rate_factor == pytest.approx(0.5 * RECOVERY**2 / 2 * RECOVERY**2)
+    # Two and three healthy windows of 6 iterations since each failure, from half of what was left.
+    assert state.rate_factor == pytest.approx(0.5 * RECOVERY**2 / 2 * RECOVERY**3)
+
+
+def test_a_fall_at_the_end_of_a_window_that_looked_healthy_is_undone_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fallen = []
+
+    def observe(self: Sentinel, iteration: int, **_: float) -> str:
+        if iteration == 17 and not fallen:  # the third window tells of what happened in the second
+            fallen.append(1)
+            return "diverged"
+        return "healthy" if iteration % 6 == 5 else "watching"
+
+    monkeypatch.setattr(Sentinel, "observe", observe)
+    run = run_fit(tmp_path / "run", config())
+    assert [event["event"] for event in events(run)] == ["rolled back to iteration 6, learning rate halved"]
+    state = run.load()
+    assert state is not None and (state.good_iteration, state.fresh_iteration) == (18, 24)
 
 
 def test_the_learning_rate_recovers_from_one_roll_back_and_not_from_two(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mednca import traits
+from mednca.trust import traits
 
 SPACING = (1.0, 2.0, 3.0)
 SIGNALS = {"nqm": 0.1, "samples": 9, "axes": 0.05, "flips": 0.01, "levels": 0.9}

@@ -12,9 +12,10 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mednca import trust, trust_fit
+from mednca import trust
 from mednca.errors import InputError
-from mednca.trust_fit import figures, out_of_fold, quantile, spearman
+from mednca.trust import fit as trust_fit
+from mednca.trust.fit import figures, out_of_fold, quantile, spearman
 from tests.trusting import score, table
 
 GROUPS = st.lists(
@@ -195,3 +196,4 @@ def test_a_trait_that_goes_the_wrong_way_is_not_used() -> None:
     found = trust_fit.fit(rows, only=["nqm"])
     many = trust.expect(found, [{"nqm": value} for value in (0.1, 0.5, 0.9)])
     assert np.ptp(many.dice) == 0
+    assert many.dice[0] == pytest.approx(np.mean([row.dice for row in rows]), abs=0.02)

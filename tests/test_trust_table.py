@@ -13,7 +13,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from mednca import trust_table
 from mednca.cases import Case, find_labelled_cases
 from mednca.cli import main
 from mednca.dataset import load_scan
@@ -21,7 +20,8 @@ from mednca.errors import InputError
 from mednca.modelfile import load_model, save_model
 from mednca.perturb import find
 from mednca.robustness import CLEAN, Job
-from mednca.trust_table import STRANGER, STRANGERS, Part, draw_jobs, held_out, measure, perturbed, read_table
+from mednca.trust import table as trust_table
+from mednca.trust.table import STRANGER, STRANGERS, Part, draw_jobs, held_out, measure, perturbed, read_table
 from tests.small import tiny_model, write_data
 
 GEOMETRY = find(["crop", "pad", "translation"])

@@ -7,11 +7,11 @@ from functools import cache
 
 import numpy as np
 
-from mednca import traits, trust_fit
 from mednca.modelfile import ModelFile
 from mednca.robustness import CLEAN
-from mednca.trust import Trust
-from mednca.trust_table import STRANGER, Row
+from mednca.trust import Trust, traits
+from mednca.trust import fit as trust_fit
+from mednca.trust.table import STRANGER, Row
 
 #: What a mask and a scan are like, of a usual case.
 USUAL = {

@@ -242,13 +242,33 @@ static int plan(const mednca_model *m, const mednca_scan *scan, int32_t view, me
     return 0;
 }
 
+/* The part of a scan that the model looks at; first: where it begins, along x, y and z. */
+static mednca_scan part_of(const mednca_model *m, const mednca_scan *scan, int64_t first[3])
+{
+    mednca_scan part = *scan;
+    for (int i = 0; i < 3; i++) {
+        const int64_t length = scan->shape[1 + i];
+        first[i] = 0;
+        if (!m->has_roi || length < 1)
+            continue;
+        int64_t behind = even(m->roi[2 * i + 1] * (double)length);
+        first[i] = even(m->roi[2 * i] * (double)length);
+        first[i] = first[i] < length ? first[i] : length - 1;
+        behind = behind > first[i] ? behind : first[i] + 1;
+        part.shape[1 + i] = behind - first[i];
+        part.voxels = (const char *)part.voxels + first[i] * scan->strides[1 + i];
+    }
+    return part;
+}
+
 size_t mednca_work_size(const mednca_model *model, const mednca_scan *scan, int32_t team, char *message, size_t message_size)
 {
     mednca_job job;
     Work work;
-    int64_t bytes = 0;
+    int64_t bytes = 0, first[3];
+    const mednca_scan part = part_of(model, scan, first);
     for (int32_t view = 0; view < model->facts.views; view++) {
-        if (plan(model, scan, view, &job, message, message_size))
+        if (plan(model, &part, view, &job, message, message_size))
             return 0;
         const int64_t needed = work_at(model, &job, 0, team < 1 ? 1 : team, &work) + 64;
         bytes = needed > bytes ? needed : bytes;
@@ -269,13 +289,16 @@ int mednca_begin(const mednca_model *model, const mednca_scan *scan, void *work,
                  size_t message_size)
 {
     Work w;
+    int64_t first[3];
+    const mednca_scan part = part_of(model, scan, first);
     for (int32_t view = model->facts.views - 1; view >= 0; view--)
-        if (plan(model, scan, view, job, message, message_size))
+        if (plan(model, &part, view, job, message, message_size))
             return 1;
+    memcpy(job->first, first, sizeof job->first);
     work_at(model, job, aligned(work), 1, &w);
     int broken = 0;
-    const int64_t voxels = scan->shape[1] * scan->shape[2] * scan->shape[3];
-    for (int64_t c = 0; c < scan->shape[0] && !broken; c++) {
+    const int64_t voxels = part.shape[1] * part.shape[2] * part.shape[3];
+    for (int64_t c = 0; c < part.shape[0] && !broken; c++) {
         Values values = {.scan = &job->scan, .channel = c, .count = voxels};
         if (model->per_slice)
             broken = tally(&values, 0, 0, w.histogram);
@@ -291,9 +314,27 @@ void mednca_turn(mednca_job *job, int32_t view)
     plan(job->model, &job->scan, view, &turned, 0, 0); /* mednca_begin() has seen that all views can be planned */
     memcpy(turned.low, job->low, sizeof turned.low);
     memcpy(turned.high, job->high, sizeof turned.high);
+    memcpy(turned.first, job->first, sizeof turned.first);
     turned.spread = job->spread;
     memcpy(turned.spread_strides, job->spread_strides, sizeof turned.spread_strides);
     *job = turned;
+}
+
+/* What lies beside the slice in a plane of its grid: its edges, repeated. */
+static void repeat_edges(const mednca_job *j, float *plane)
+{
+    const int64_t across = j->grid_columns;
+    for (int64_t y = j->top; y < j->top + j->height; y++) {
+        float *row = plane + y * across + j->left;
+        for (int64_t x = 0; x < j->left; x++)
+            row[x - j->left] = row[0];
+        for (int64_t x = j->width; x < across - j->left; x++)
+            row[x] = row[j->width - 1];
+    }
+    for (int64_t y = 0; y < j->grid_rows; y++)
+        if (y < j->top || y >= j->top + j->height)
+            memcpy(plane + y * across, plane + (y < j->top ? j->top : j->top + j->height - 1) * across,
+                   (size_t)across * sizeof(float));
 }
 
 /* One slice of the scan, resized and normalised -> image (I, grid rows, grid columns), edges repeated. */
@@ -343,17 +384,59 @@ static void prepare(const mednca_job *j, int64_t slice, Work *w)
                 for (int64_t x = 0; x < j->width; x++)
                     inside[y * across + x] = rescale(inside[y * across + x], l, h);
         }
-        for (int64_t y = 0; y < j->height; y++) {
-            float *row = inside + y * across;
-            for (int64_t x = 0; x < j->left; x++)
-                row[x - j->left] = row[0];
-            for (int64_t x = j->width; x < across - j->left; x++)
-                row[x] = row[j->width - 1];
-        }
-        for (int64_t y = 0; y < j->grid_rows; y++)
-            if (y < j->top || y >= j->top + j->height)
-                memcpy(plane + y * across, plane + (y < j->top ? j->top : j->top + j->height - 1) * across,
-                       (size_t)across * sizeof(float));
+        repeat_edges(j, plane);
+    }
+}
+
+/* How a run sees the slices of a view. */
+typedef struct {
+    int rows, columns; /* whether mirrored in the plane */
+    int order;         /* whether the last slice comes first */
+} Mirrors;
+
+static Mirrors mirrors_of(const mednca_job *j, int32_t member)
+{
+    const mednca_model *m = j->model;
+    const int axis = m->facts.axes[j->view];
+    Mirrors found = {0, 0, 0};
+    for (int32_t i = 0; i < m->mirrors; i++) {
+        const int there = member >> i & 1;
+        if (m->mirror_axes[i] == axis)
+            found.order = there;
+        else if (m->mirror_axes[i] == (axis == 0 ? 1 : 0))
+            found.rows = there;
+        else
+            found.columns = there;
+    }
+    return found;
+}
+
+static void swap(float *one, float *other, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++) {
+        const float kept = one[i];
+        one[i] = other[i];
+        other[i] = kept;
+    }
+}
+
+/* The prepared slice, mirrored where two runs differ. */
+static void mirror_image(const mednca_job *j, Work *w, Mirrors before, Mirrors now)
+{
+    const mednca_facts *f = &j->model->facts;
+    const int64_t across = j->grid_columns, cells = j->grid_rows * across, block = f->modalities * cells;
+    for (int64_t i = 0; before.order != now.order && i < f->context; i++)
+        swap(w->image + i * block, w->image + (2 * f->context - i) * block, block);
+    if (before.rows == now.rows && before.columns == now.columns)
+        return;
+    for (int64_t c = 0; c < f->image_channels; c++) {
+        float *plane = w->image + c * cells, *inside = plane + j->top * across + j->left;
+        for (int64_t y = 0; before.rows != now.rows && y < j->height / 2; y++)
+            swap(inside + y * across, inside + (j->height - 1 - y) * across, j->width);
+        for (int64_t y = 0; before.columns != now.columns && y < j->height; y++)
+            for (int64_t x = 0; x < j->width / 2; x++)
+                swap(inside + y * across + x, inside + y * across + j->width - 1 - x, 1);
+        repeat_edges(j, plane);
     }
 }
 
@@ -617,9 +700,9 @@ static void decide(const mednca_job *j, int64_t slice, Work *w, uint8_t *mask, c
         for (int64_t x = 0; x < j->columns; x++) {
             int64_t at[3], best = 0;
             float sum = 0, earlier = 0;
-            at[axis] = slice;
-            at[rows] = y;
-            at[columns] = x;
+            at[axis] = slice + j->first[axis];
+            at[rows] = y + j->first[rows];
+            at[columns] = x + j->first[columns];
             for (int64_t k = 0; k < f->classes; k++) {
                 float share = w->row[k * longest + x], before = 0;
                 char *there = probability ? (char *)probability + k * probability_strides[0] + at[0] * probability_strides[1] +
@@ -699,7 +782,7 @@ static int32_t run_watched(const mednca_job *j, Work *w, int32_t level, const Gr
 }
 
 /* The end of a run, by one member: its probabilities are added up, and its mask compared with that of the level before. */
-static void end_run(const mednca_job *j, Work *w, const Grid *grid, const Grid *coarse, mednca_counts *counts)
+static void end_run(const mednca_job *j, Work *w, Mirrors mirrors, const Grid *grid, const Grid *coarse, mednca_counts *counts)
 {
     const mednca_model *m = j->model;
     const mednca_facts *f = &m->facts;
@@ -708,7 +791,8 @@ static void end_run(const mednca_job *j, Work *w, const Grid *grid, const Grid *
     float unused;
     for (int64_t y = 0; y < j->height; y++)
         for (int64_t x = 0; x < j->width; x++) {
-            const int64_t i = y * j->width + x, row = y + j->top, column = x + j->left;
+            const int64_t i = y * j->width + x, row = j->top + (mirrors.rows ? j->height - 1 - y : y),
+                          column = j->left + (mirrors.columns ? j->width - 1 - x : x);
             const char *cell = grid->states + row * grid->row + column * grid->cell;
             float *whole = m->options.signals ? w->whole + i : &unused;
             counts->broken += !softmax(m, &m->rules[last], cell, w->shares + i, j->height * j->width, part, whole);
@@ -745,7 +829,12 @@ void mednca_slice(const mednca_job *job, int64_t slice, void *work, int32_t rank
         prepare(job, slice, &w);
     }
     wait_for_all(w.barrier, team);
+    Mirrors mirrors = {0, 0, 0};
     for (int32_t member = 0; member < f->ensemble; member++) {
+        const Mirrors before = mirrors;
+        mirrors = mirrors_of(job, member);
+        if (rank == 0)
+            mirror_image(job, &w, before, mirrors);
         Grid grid = {0, 0, 0, 0, 0}, coarse = grid;
         for (int32_t level = 0; level < f->levels; level++) {
             const int64_t height = job->grid_rows / f->scales[level], width = job->grid_columns / f->scales[level];
@@ -766,10 +855,11 @@ void mednca_slice(const mednca_job *job, int64_t slice, void *work, int32_t rank
             if (rank == 0 && team > 1) /* the rows beyond the borders mirror rows that another member may have filled */
                 mirror(&grid, 0, height);
             wait_for_all(w.barrier, team);
-            samples += run_watched(job, &w, level, &grid, m->options.seed + (uint32_t)member, slice, gate, &desk, rank, team, counts);
+            samples += run_watched(job, &w, level, &grid, m->options.seed + (uint32_t)member,
+                                   mirrors.order ? job->slices - 1 - slice : slice, gate, &desk, rank, team, counts);
         }
         if (rank == 0) {
-            end_run(job, &w, &grid, &coarse, counts);
+            end_run(job, &w, mirrors, &grid, &coarse, counts);
             if (m->options.signals)
                 add_sample(job, &w, samples);
         }

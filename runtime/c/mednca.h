@@ -31,7 +31,7 @@
 #endif
 
 /* MEDNCA_VERSION: the newest model format that is read; MEDNCA_ABI: rises when a structure or a function here changes. */
-enum { MEDNCA_VERSION = 2, MEDNCA_ABI = 3, MEDNCA_LEVELS = 8, MEDNCA_MODALITIES = 16, MEDNCA_CLASSES = 255, MEDNCA_MESSAGE = 256 };
+enum { MEDNCA_VERSION = 2, MEDNCA_ABI = 4, MEDNCA_LEVELS = 8, MEDNCA_MODALITIES = 16, MEDNCA_CLASSES = 255, MEDNCA_MESSAGE = 256 };
 
 /* Arithmetic of the cells. */
 enum {
@@ -86,8 +86,9 @@ typedef struct {
 typedef struct {
     const mednca_model *model;
     mednca_scan scan;
+    int64_t first[3];                         /* where the part that the model looks at begins in the whole scan, see mednca_begin() */
     int64_t view;
-    int64_t slices, rows, columns;            /* of the scan */
+    int64_t slices, rows, columns;            /* of that part */
     int64_t height, width;                    /* of a slice after resampling */
     int64_t grid_rows, grid_columns;          /* and after padding */
     int64_t top, left;                        /* where the slice lies in that */
@@ -136,7 +137,10 @@ MEDNCA_API void mednca_about(const mednca_model *model, mednca_facts *facts);
 MEDNCA_API size_t mednca_work_size(const mednca_model *model, const mednca_scan *scan, int32_t team, char *message,
                                    size_t message_size);
 
-/* Measures a scan: sizes along the first axis, and what its values are normalised with. Status 0 or 1. */
+/* Measures a scan: sizes along the first axis, and what its values are normalised with. Status 0 or 1.
+ *
+ * Of a model with a region of interest that part of the scan alone is measured, cut and segmented. Mask and probabilities
+ * are those of the whole scan all the same; outside of that part nothing is ever written, so zero them first. */
 MEDNCA_API int mednca_begin(const mednca_model *model, const mednca_scan *scan, void *work, mednca_job *job, char *message,
                             size_t message_size);
 

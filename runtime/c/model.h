@@ -8,9 +8,11 @@ struct mednca_model {
     mednca_facts facts;
     mednca_options options;
     const Kernels *kernels;
-    int per_slice, has_spacing, has_size; /* preprocessing */
+    int per_slice, has_spacing, has_size, has_roi; /* preprocessing */
+    double roi[6]; /* shares of the field of view: x from, to, y from, to, z from, to */
     double spacing[2];
     int64_t size[2];
+    int32_t mirrors, mirror_axes[3]; /* of the body; run i mirrors axis k where bit k of i is set */
     double threshold;
     float logit, no_logit; /* of a class: above, the cell is foreground; at or below, with no other class above, it is not */
     uint32_t fire_threshold;
@@ -56,24 +58,38 @@ static char *unescaped(Json text, size_t *length)
     return out;
 }
 
+/* Up to three numbers of axes, each once; returns 0 where they are not that. */
+static int are_axes(const double *x, int64_t count, int32_t *axes)
+{
+    for (int64_t i = 0; i < count && count <= 3; i++) {
+        if (!(x[i] == 0 || x[i] == 1 || x[i] == 2))
+            return 0;
+        axes[i] = (int32_t)x[i];
+        for (int64_t k = 0; k < i; k++)
+            if (axes[k] == axes[i])
+                return 0;
+    }
+    return count >= 0 && count <= 3;
+}
+
 /* The axes to cut across; a file of version 1 may name one. Returns 0 where they are not one to three different ones. */
 static int read_axes(mednca_facts *f, Json prepare)
 {
     double x[3];
     Json several = member(prepare, "axes");
-    int64_t count = several.at ? numbers(several, x, 3) : 1;
+    f->views = several.at ? (int32_t)numbers(several, x, 3) : 1;
     if (!several.at && !number(member(prepare, "axis"), x))
         return 0;
-    for (int64_t i = 0; i < count && count <= 3; i++) {
-        if (!(x[i] == 0 || x[i] == 1 || x[i] == 2))
-            return 0;
-        f->axes[i] = (int32_t)x[i];
-        for (int64_t k = 0; k < i; k++)
-            if (f->axes[k] == f->axes[i])
-                return 0;
-    }
-    f->views = (int32_t)count;
-    return count >= 1 && count <= 3;
+    return f->views >= 1 && are_axes(x, f->views, f->axes);
+}
+
+/* The axes that runs mirror; a file may name none. */
+static int read_mirrors(mednca_model *m, Json predict)
+{
+    double x[3];
+    Json axes = member(predict, "mirror");
+    m->mirrors = axes.at ? (int32_t)numbers(axes, x, 3) : 0;
+    return are_axes(x, m->mirrors, m->mirror_axes);
 }
 
 static int read_config(mednca_model *m, Json config, char *message, size_t size)
@@ -131,11 +147,20 @@ static int read_config(mednca_model *m, Json config, char *message, size_t size)
         m->size[0] = (int64_t)x[0];
         m->size[1] = (int64_t)x[1];
     }
+    Json roi = member(prepare, "roi");
+    m->has_roi = roi.at && !is(roi, "null");
+    if (m->has_roi && numbers(roi, m->roi, 6) != 6)
+        return fail(message, size, "the model's region of interest must be six numbers");
+    for (int i = 0; m->has_roi && i < 6; i += 2)
+        if (!(m->roi[i] >= 0 && m->roi[i] < m->roi[i + 1] && m->roi[i + 1] <= 1))
+            return fail(message, size, "the model's region of interest must be three pairs of rising shares from 0 to 1");
     if (f->views > 1 && (m->has_size || (m->has_spacing && m->spacing[0] != m->spacing[1])))
         return fail(message, size, "a model of several axes must have one spacing for all, and no slice size");
     if (!number(member(predict, "threshold"), &m->threshold) || !(m->threshold > 0 && m->threshold < 1) ||
         !whole(predict, "ensemble", 1, 10000, &f->ensemble))
         return fail(message, size, "the model's threshold or ensemble is missing or out of range");
+    if (!read_mirrors(m, predict))
+        return fail(message, size, "the axes that the model's runs mirror must be different ones of 0, 1 and 2");
     f->largest_component = is(member(predict, "largest_component"), "true");
     if (numbers(member(config, "values"), x, 256) != f->classes)
         return fail(message, size, "the model must have a mask value for each class");

@@ -239,6 +239,29 @@ int64_t cells_of_scan(const mednca_job *job)
     return cells;
 }
 
+/* Warns where the mask ends only because the part of the scan ends that the model looks at. */
+static void warn_at_border(const labour *l, const mednca_scan *whole, const char *name)
+{
+    const mednca_job *j = l->job;
+    const int64_t *first = j->first, *size = j->scan.shape + 1;
+    int64_t found = 0;
+    for (int axis = 0; axis < 3; axis++)
+        for (int end = 0; end < 2; end++) {
+            const int a = axis == 0 ? 1 : 0, b = axis == 2 ? 1 : 2;
+            const int64_t at = first[axis] + (end ? size[axis] - 1 : 0);
+            if (at == (end ? whole->shape[1 + axis] - 1 : 0))
+                continue; /* the scan ends there too */
+            for (int64_t y = first[a]; y < first[a] + size[a]; y++)
+                for (int64_t x = first[b]; x < first[b] + size[b]; x++)
+                    found += l->mask[at * l->strides[axis] + y * l->strides[a] + x * l->strides[b]] != 0;
+        }
+    if (found)
+        fprintf(stderr,
+                "mednca-run: warning: %s: the mask reaches the border of the part of the scan that the model looks at; "
+                "the organ may go on beyond it\n",
+                name);
+}
+
 static int run_slices(labour *l, const mednca_model *model, const mednca_scan *scan, int32_t views, const settings *set,
                       mednca_counts *counts, char *message, size_t message_size)
 {
@@ -261,8 +284,10 @@ static int run_slices(labour *l, const mednca_model *model, const mednca_scan *s
             in_parallel(l->threads, share_slice, l, counts);
     }
     end_progress();
-    if (!counts->broken)
+    if (!counts->broken) {
+        warn_at_border(l, scan, set->scan);
         return 0;
+    }
     snprintf(message, message_size,
              "the model's answer is not finite for %" PRId64
              " pixels, so there is no mask; is it the kind of scan that "

@@ -19,6 +19,8 @@ import threading
 import time
 from pathlib import Path
 
+from mednca.modelfile import load_model
+
 PI, C = Path(__file__).resolve().parent, Path(__file__).resolve().parents[1] / "c"
 KERNEL = C / "build" / "kernel"
 #: qemu lacks the power block that these two would wait for.
@@ -59,7 +61,9 @@ def boot(model: Path, scan: Path) -> str:
         flags = ["-O2", "-march=armv6", "-marm", "-mfpu=vfp", "-mfloat-abi=softfp", "-static", "-s"]
         subprocess.run(["arm-linux-gnueabi-gcc", *flags, str(PI / "init.c"), "-o", str(init)], check=True)
         files = {"init": init, "mednca-run": C / "build/armv6/mednca-run", "model.safetensors": model}
-        (folder / "disk").write_bytes(archive(files | {"scan.nii": scan}))
+        steps = folder / "steps"  # of a benchmark: one in each level
+        steps.write_text(",".join("1" for _ in load_model(model).config.model.scales) + "\n")
+        (folder / "disk").write_bytes(archive(files | {"scan.nii": scan, "steps": steps}))
         words = ["qemu-system-arm", "-M", "raspi1ap", "-m", "512", "-kernel", str(kernel), "-dtb", str(tree)]
         words += ["-initrd", str(folder / "disk"), "-append", ARGUMENTS]
         words += ["-serial", "stdio", "-display", "none", "-monitor", "none", "-no-reboot"]

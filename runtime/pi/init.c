@@ -1,6 +1,7 @@
 /* The only program of the machine that boot.py starts: runs mednca-run on a scan, says what came of it, and stops. */
 #include <stdint.h>
 #include <stdio.h>
+#include <string.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/stat.h>
@@ -39,8 +40,12 @@ int main(void)
 {
     char *fp32[] = {"/mednca-run", "/model.safetensors", "/scan.nii", "-o", "/fp32.nii", 0};
     char *int16[] = {"/mednca-run", "/model.safetensors", "/scan.nii", "-o", "/int16.nii", "--int16", 0};
+    char steps[128] = ""; /* one for each level: boot.py knows how many there are */
     char *bench[] = {"/mednca-run", "/model.safetensors", "--bench",    "--size",  "320x320", "--steps",
-                     "1,1",         "--ensemble",         "1",          "--quiet", "--int16", 0};
+                     steps,         "--ensemble",         "1",          "--quiet", "--int16", 0};
+    FILE *told = fopen("/steps", "r");
+    if (told && fgets(steps, sizeof steps, told))
+        steps[strcspn(steps, "\n")] = 0;
     setvbuf(stdout, 0, _IONBF, 0);
     dup2(1, 2);
     mkdir("/proc", 0755);

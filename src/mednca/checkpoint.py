@@ -52,7 +52,10 @@ class TrainState:
         logged: Number of complete lines in metrics.jsonl.
         sentinel: Fields of `Sentinel`.
         live: Weights, running means and moments now.
-        good: The same at the end of the last healthy window, with its iteration in `good_iteration`.
+        good: The same at the end of a healthy window that another one followed, with its iteration in
+            `good_iteration`: what a roll-back goes to. A fall at the end of a window shows only in
+            the next.
+        fresh: The same at the end of the last healthy window, with its iteration in `fresh_iteration`.
     """
 
     iteration: int = 0
@@ -60,9 +63,11 @@ class TrainState:
     rate_factor: float = 1.0
     logged: int = 0
     good_iteration: int = 0
+    fresh_iteration: int = 0
     sentinel: dict[str, Any] = field(default_factory=dict)
     live: dict[str, Tensor] = field(default_factory=dict)
     good: dict[str, Tensor] = field(default_factory=dict)
+    fresh: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -185,9 +190,7 @@ class RunFolder:
                 os.fsync(file.fileno())
         header = {"format": FORMAT, "version": VERSION}
         header |= {k: getattr(state, k) for k in _COUNTERS}
-        tensors = {f"live.{k}": v for k, v in state.live.items()} | {
-            f"good.{k}": v for k, v in state.good.items()
-        }
+        tensors = {f"{part}.{k}": v for part in _PARTS for k, v in getattr(state, part).items()}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         content = safetensors.torch.save(tensors, {"mednca": json.dumps(header)})
         atomic_write(self.path / "checkpoint.safetensors", content)
@@ -216,12 +219,14 @@ class RunFolder:
                 f"{path}: checkpoint format version must be {VERSION}, got {header.get('version')!r}; "
                 "go on with the mednca that wrote it, or start anew with --force"
             )
+        header.setdefault("fresh_iteration", 0)  # came after version 1
         if missing := [name for name in _COUNTERS if name not in header]:
             raise InputError(f"{path}: {missing[0]!r} is missing in this checkpoint; start anew with --force")
         state = TrainState(**{k: header[k] for k in _COUNTERS})
         for name, tensor in tensors.items():
             part, _, key = name.partition(".")
-            (state.live if part == "live" else state.good)[key] = tensor
+            if part in _PARTS:
+                getattr(state, part)[key] = tensor
         return state
 
     def log(self, entry: dict[str, Any], state: TrainState) -> None:
@@ -272,4 +277,5 @@ def _remove_folders_beside(path: Path) -> None:
             shutil.rmtree(beside, ignore_errors=True)
 
 
-_COUNTERS = ("iteration", "attempt", "rate_factor", "logged", "good_iteration", "sentinel")
+_COUNTERS = ("iteration", "attempt", "rate_factor", "logged", "good_iteration", "fresh_iteration", "sentinel")
+_PARTS = ("live", "good", "fresh")

@@ -166,18 +166,27 @@ class PredictConfig:
     Attributes:
         threshold: A voxel is foreground where the probability of all foreground classes together exceeds it.
         ensemble: Runs with other fire masks whose probabilities are averaged.
+        mirror: Axes of the RAS+ volume along which runs see the scan mirrored, and their answer mirrored
+            back: run i along the k-th of them where bit k of i is set, so the first sees it as it is.
         largest_component: Whether only the largest connected piece of the foreground is kept.
     """
 
     threshold: float = 0.5
     ensemble: int = 1
     largest_component: bool = False
+    mirror: tuple[int, ...] = field(default=(), metadata={"later": True})
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold < 1 or self.ensemble < 1:
             raise ValueError(
                 f"threshold must be in (0, 1) and ensemble >= 1, got {self.threshold} and {self.ensemble}"
             )
+        if len(set(self.mirror)) < len(self.mirror) or not set(self.mirror) <= {0, 1, 2}:
+            raise ValueError(f"mirror must be none or some of 0, 1 and 2, each once, got {self.mirror}")
+
+    def mirrored(self, run: int) -> tuple[int, ...]:
+        """Number of a run, from 0 -> the axes along which it sees the scan mirrored."""
+        return tuple(axis for bit, axis in enumerate(self.mirror) if run >> bit & 1)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from mednca.fingerprint import Fingerprint, slice_axis
 from mednca.io import read_case, read_label, spacing_known
 from mednca.modelfile import shipped_model, shipped_models
 from mednca.predict import largest_component
+from mednca.roi import cut_out
 from mednca.slices import prepare_image, prepare_label
 from mednca.volume import Volume, same_affine
 
@@ -108,7 +109,23 @@ def fingerprint(cases: CaseSet, scans: Sequence[LabelledScan]) -> Fingerprint:
         chord=lengths(np.median(chords, axis=0)),
         one_piece=float(np.mean([one_piece(scan.label) for scan in scans if scan.label.data.any()])),
         share=float(np.mean([np.mean(scan.label.data > 0) for scan in scans])),
+        place=place([scan.label for scan in scans]),
     )
+
+
+def place(labels: Sequence[Volume]) -> tuple[float, ...]:
+    """Label volumes, one or more with foreground -> where that of any of them begins and ends along x, y, z
+    in turn, as shares of the field of view, rounded outwards to a thousandth."""
+    low, high = np.ones(3), np.zeros(3)
+    for label in labels:
+        inside = label.canonical().data[0] > 0
+        for axis, length in enumerate(inside.shape):
+            line = np.flatnonzero(inside.any(axis=tuple(a for a in range(3) if a != axis)))
+            if len(line):
+                low[axis] = min(low[axis], line[0] / length)
+                high[axis] = max(high[axis], (line[-1] + 1) / length)
+    ends = np.stack([np.floor(low * 1000), np.ceil(high * 1000)], axis=1) / 1000
+    return tuple(ends.ravel().tolist())
 
 
 def one_piece(label: Volume) -> bool:
@@ -176,11 +193,12 @@ def training_cases(scan: LabelledScan, config: RunConfig) -> list[TrainingCase]:
             f"case {scan.id}: the configuration is for {config.preprocess.modalities} channel(s), "
             f"got {scan.image.channels}"
         )
-    classes = class_numbers(scan.label, config)
+    roi = config.preprocess.roi
+    image, classes = cut_out(scan.image, roi), cut_out(class_numbers(scan.label, config), roi)
     return [
         TrainingCase(
             scan.id,
-            prepare_image(scan.image, view),
+            prepare_image(image, view),
             prepare_label(classes, view, config.model.classes),
             view.axis,
         )

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mednca import __version__
+from mednca.config import PredictConfig
 from mednca.errors import InputError
 from mednca.files import atomic_write
 from mednca.modelfile import ModelFile, find_model, load_model
@@ -179,11 +180,13 @@ def facts(model: ModelFile, level: int) -> dict[str, str]:
         "axes": config.preprocess.axes,
         "normalise": config.preprocess.normalise,
         "spacing_mm": config.preprocess.spacing,
+        "roi": config.preprocess.roi,
         "size": config.preprocess.size,
         "labels": ", ".join(config.labels),
         "values": config.values,
         "threshold": repr(config.predict.threshold),
         "ensemble": config.predict.ensemble,
+        "mirror": config.predict.mirror or None,
         "largest_component": config.predict.largest_component,
         "licence": card.get("licence"),
         "attribution": card.get("attribution"),
@@ -211,6 +214,7 @@ def page(model: ModelFile, names: Sequence[str]) -> str:
     )
     prepare = [
         f"the scan, {pre.modalities} channel(s), on its RAS+ axes (x to the right, y to the front, z up)",
+        _region(pre.roi),
         scaled if pre.normalise == "volume" else "",
         "; or ".join(_CUTS[axis] for axis in pre.axes),
         f"stretched to {pre.size[0]} x {pre.size[1]} pixels" if pre.size else "",
@@ -234,7 +238,7 @@ def page(model: ModelFile, names: Sequence[str]) -> str:
         threshold=config.predict.threshold,
         values=", ".join(f"{v} {name}" for v, name in zip(config.values, config.labels, strict=True)),
         prepare="; ".join(line for line in prepare if line),
-        runs=_runs(config.predict.ensemble, len(pre.axes)),
+        runs=_runs(config.predict, len(pre.axes)),
         component=_COMPONENT if config.predict.largest_component else "",
         licence=told.get("licence") or "not stated",
         attribution=told.get("attribution") or "not stated",
@@ -244,14 +248,28 @@ def page(model: ModelFile, names: Sequence[str]) -> str:
     return "\n".join(_wrapped(line) for line in text.splitlines()) + "\n"
 
 
+def _region(roi: Sequence[float] | None) -> str:
+    """ROI -> how to cut a scan to it; its mask is background elsewhere."""
+    if roi is None:
+        return ""
+    shares = ", ".join(
+        f"{name} from {low:g} to {high:g}" for name, low, high in zip("xyz", roi[::2], roi[1::2], strict=True)
+    )
+    return f"cut to a part of its field of view, in shares of it ({shares}), outside of which is background"
+
+
 def _wrapped(line: str) -> str:
     """Line of a page -> the same, broken where it is long and no row of a table."""
     indent = "   " if line[:1].isdigit() else ""
     return line if line.startswith("|") else textwrap.fill(line, 120, subsequent_indent=indent, **_WHOLE)
 
 
-def _runs(ensemble: int, axes: int) -> str:
-    told = [f"Those of {ensemble} runs, seeds 0 to {ensemble - 1}, are averaged."] if ensemble > 1 else []
+def _runs(predict: PredictConfig, axes: int) -> str:
+    runs = predict.ensemble
+    told = [f"Those of {runs} runs, seeds 0 to {runs - 1}, are averaged."] if runs > 1 else []
+    for run in range(runs if predict.mirror else 0):
+        if names := " and ".join("xyz"[axis] for axis in predict.mirrored(run)):
+            told.append(f"Run {run} sees the scan mirrored along {names}; its answer is mirrored back.")
     if axes > 1:
         told.append(
             f"So are, voxel by voxel in the grid of the scan, those of the slices along the {axes} axes "
@@ -369,6 +387,7 @@ _HEADER = """/*
  *         mednca_scan scan = {{voxels, MEDNCA_I16, 1.0, 0.0, {{1, x, y, z}}, {{0, 2, 2 * x, 2 * x * y}},
  *                             {{1.0, 1.0, 1.0}}}}; // spacing in mm
  *         mednca_counts counts = {{0}};
+ *         memset(mask, 0, (size_t)(x * y * z));
  *         mednca_job job;
  *         mednca_model *model = mednca_open({name}, {name}_size, NULL, message, sizeof message);
  *         size_t size = model ? mednca_work_size(model, &scan, 1, message, sizeof message) : 0;

@@ -72,6 +72,15 @@ def run(levels: list[tuple[Any, Told]], image: Array, number: int, seed: int) ->
     return shares[1:] / shares.sum(axis=0)
 
 
+def mirrors(told: Told, number: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """A run by its number -> whether it sees neighbours in reverse order: (0,) if so, and which of the last
+    two dimensions it sees mirrored."""
+    cut, *_ = map(int, told["axes"].split())
+    axes = [int(axis) for bit, axis in enumerate(told.get("mirror", "").split()) if number >> bit & 1]
+    plane = [axis for axis in range(3) if axis != cut]
+    return (0,) * (cut in axes), tuple(place - 2 for place in (0, 1) if plane[place] in axes)
+
+
 def main() -> None:
     """Do what the first line says."""
     files = sorted(Path(__file__).parent.glob("level_*.onnx"))
@@ -85,13 +94,17 @@ def main() -> None:
     image = scan[np.clip(np.arange(number - reach, number + reach + 1), 0, len(scan) - 1)]
     if told["normalise"] == "slice":
         image = np.stack([[rescale(channel) for channel in channels] for channels in image])
-    image = image.reshape(-1, *scan.shape[2:]).astype(np.float32)
-    (rows, top), (columns, left) = (padded(length, int(told["scale"])) for length in image.shape[1:])
-    image, runs = image[:, rows][:, :, columns], int(told["ensemble"])
-    shares = sum(run(levels, image, number, seed) for seed in range(runs)) / runs
+    (rows, top), (columns, left) = (padded(length, int(told["scale"])) for length in image.shape[2:])
+    runs, shares = int(told["ensemble"]), np.zeros((1, 1, 1), np.float32)
+    for seed in range(runs):
+        order, plane = mirrors(told, seed)
+        seen = np.flip(image, order + plane).reshape(-1, *scan.shape[2:]).astype(np.float32)
+        named = len(scan) - 1 - number if order else number
+        found = run(levels, seen[:, rows][:, :, columns], named, seed)[:, top, left]
+        shares = shares + np.flip(found, plane) / runs
     values = np.array(told["values"].split(), np.uint8)[shares.argmax(axis=0)]
     mask = np.where(shares.sum(axis=0) > float(told["threshold"]), values, 0).astype(np.uint8)
-    np.save(sys.argv[3], mask[top, left])
+    np.save(sys.argv[3], mask)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ class Fingerprint:
         chord: Mean length in mm of a line along each axis through the foreground; median over the scans.
         share: Share of the voxels that are foreground.
         one_piece: Share of the scans with foreground where the largest piece has 99 % of it.
+        place: Least and largest place of any foreground voxel, along x, y and z in turn, as shares of the
+            field of view; None where it was not measured.
         seen_by: Hashes of the shipped models that were trained on some of these scans, by their ids.
     """
 
@@ -41,6 +43,7 @@ class Fingerprint:
     chord: tuple[float, float, float] | None = None
     share: float | None = None
     one_piece: float | None = None
+    place: tuple[float, ...] | None = None
     seen_by: tuple[str, ...] = ()
 
 

@@ -109,7 +109,8 @@ class Learner:
         return tuple(max(1, round(steps * factor)) for steps in self.config.model.steps)
 
     def recover(self, verdict: str) -> dict[str, Any]:
-        """Verdict -> what was done: a new start from another seed, or back to the last healthy weights."""
+        """Verdict -> what was done: a new start from another seed, or back to weights that a healthy window
+        followed."""
         state, settings = self.state, self.config.train
         state.attempt += 1
         if state.attempt > ATTEMPTS:
@@ -120,16 +121,25 @@ class Learner:
         if verdict == "stuck" or not state.good:
             self.start(settings.seed + 7919 * state.attempt)
             state.iteration, state.rate_factor = 0, state.rate_factor * (1.0 if verdict == "stuck" else 0.5)
-            state.good, state.good_iteration = {}, 0
+            state.good, state.good_iteration, state.fresh, state.fresh_iteration = {}, 0, {}, 0
             state.sentinel = asdict(new_sentinel(settings))
             return {"event": "re-seeded", "reason": verdict}
         self.restore(state.good)
         state.iteration, state.rate_factor = state.good_iteration, state.rate_factor / 2
+        state.fresh, state.fresh_iteration = {}, 0
         state.sentinel |= {"sums": [0.0] * 4, "losses": []}
         return {
             "event": f"rolled back to iteration {state.iteration}, learning rate halved",
             "reason": verdict,
         }
+
+    def keep(self) -> None:
+        """At the end of a healthy window: what it ended with may become what is rolled back to, and what the
+        one before ended with does."""
+        state = self.state
+        if state.fresh:
+            state.good, state.good_iteration = state.fresh, state.fresh_iteration
+        state.fresh, state.fresh_iteration = self.tensors(), state.iteration
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, running means and moments by name, copied."""

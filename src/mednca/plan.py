@@ -19,6 +19,7 @@ from mednca.cost import LANES, Cost, cost_of, iteration_seconds
 from mednca.errors import InputError
 from mednca.fingerprint import Fingerprint, slice_axes, slice_axis
 from mednca.modelfile import shipped_model, shipped_models
+from mednca.roi import borders
 from mednca.rule import MedNCAConfig
 from mednca.slices import PreprocessConfig, padded_size, plane_axes
 from mednca.transfer import why_not
@@ -64,6 +65,9 @@ FOREGROUND = 0.5
 RARE = 0.03
 RARE_COARSE_WEIGHT, RARE_FOREGROUND = 0.3, 0.6
 RARE_TRANSLATION, RARE_BIAS = 0.15, 0.4
+#: It is looked for where that of all scans lies, with this margin (a share of the field of view), where that
+#: is less than this share of it.
+MARGIN, LARGEST_ROI = 0.05, 0.7
 #: Where so many of the labels are one piece, and rare, so is the mask.
 ONE_PIECE = 0.98
 #: Sizes are varied by this factor at most, where no spacing is known.
@@ -122,7 +126,7 @@ BUDGETS = {
     "pi": Budget(20_000, True, "depthwise", 16, 64, 64, 10, 256, 32, 8e-3, 6000, 1, work=100_000),
     "laptop": Budget(45_000, False, "depthwise", 32, 64, 64, 10, 512, 40, 8e-3, 4000, 1),
     "best": Budget(
-        *(70_016, True, "dense", 16, 128, 64, 10, 1024, 32, 4e-3, 10_000, 3, 0.5, (0.4, 2.0)),
+        *(70_016, True, "dense", 16, 128, 64, 10, 1024, 32, 4e-3, 10_000, 4, 0.5, (0.4, 2.0)),
         start="hippocampus",
     ),
 }
@@ -177,25 +181,29 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
     if budget not in BUDGETS:
         raise InputError(f"budget {budget!r} is not known; choose one of {', '.join(BUDGETS)}")
     limits = BUDGETS[budget]
+    rare = data.share is not None and data.share < RARE
+    roi = roi_of(data) if rare else None
+    whole, data = data, within(data, roi)
     axes = slice_axes(data) if limits.every_axis else (slice_axis(data),)
     grid = working_grid(data, axes, limits)
     span, why_span = span_of(grid, limits)
     context, model, why_context = shape_model(data, grid.room, span, limits, len(axes))
-    preprocess = replace(grid.preprocess, modalities=data.modalities, context=context)
+    preprocess = replace(grid.preprocess, modalities=data.modalities, context=context, roi=roi)
     sides = tuple(min(side, max(span, limits.patch)) for side in grid.room)
     canvas = padded_size((sides[0], sides[1]), model.multiple, model.smallest)
     patch = max(limits.patch, 8 * math.ceil(WINDOW * max(canvas) / 8))
     partly = patch**2 < PART * canvas[0] * canvas[1]
-    rare = data.share is not None and data.share < RARE
     one_piece = rare and data.one_piece is not None and data.one_piece >= ONE_PIECE
+    rows_and_columns = plane_axes(axes[0])
+    flip = (0,) if rows_and_columns[0] == 0 else ()
     config = RunConfig(
         recipe_name(budget),
         model=model,
         preprocess=preprocess,
         # Left and right only: anatomy has no other mirror.
         augment=AugmentConfig(
-            flip=(0,) if plane_axes(axes[0])[0] == 0 else (),
-            scale=size_range(data, plane_axes(axes[0])),
+            flip=flip,
+            scale=size_range(data, rows_and_columns),
             gamma=limits.gamma,
         ),
         train=TrainConfig(
@@ -209,7 +217,11 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
             step_range=limits.step_range,
             step_range_from=0.5 if limits.step_range != (1.0, 1.0) else 0.0,
         ),
-        predict=PredictConfig(ensemble=limits.ensemble, largest_component=one_piece),
+        predict=PredictConfig(
+            ensemble=limits.ensemble,
+            largest_component=one_piece,
+            mirror=tuple(rows_and_columns[i] for i in flip) if limits.ensemble > 1 else (),
+        ),
     )
     if rare:
         config = replace(
@@ -229,6 +241,7 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
     coarse = " x ".join(str(side // model.multiple) for side in canvas)
     choices = (
         Choice("slices", names_of(data, axes), why_axes(data, axes)),
+        Choice("region", *told_of(roi)),
         grid.choice,
         Choice("context", f"{context} on each side", why_context),
         Choice("canvas", f"{canvas[0]} x {canvas[1]}", why_span),
@@ -275,10 +288,56 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
         Choice(
             "ensemble",
             str(limits.ensemble),
-            "runs with other fire masks are averaged" if limits.ensemble > 1 else "one run, to save time",
+            "runs with other fire masks are averaged"
+            + ("; every second one sees the scan mirrored" if config.predict.mirror else "")
+            if limits.ensemble > 1
+            else "one run, to save time",
         ),
     )
-    return Plan(budget, data, config, choices, cost)
+    return Plan(budget, whole, config, choices, cost)
+
+
+def roi_of(data: Fingerprint) -> tuple[float, ...] | None:
+    """Fingerprint -> the part of the field of view, with a margin, where the foreground of all scans lies;
+    None where that is nearly all of it, or not known. Slices are never left out."""
+    if data.place is None:
+        return None
+    roi = [0.0, 1.0] * 3
+    for axis in plane_axes(slice_axis(data)):
+        low, high = data.place[2 * axis : 2 * axis + 2]
+        roi[2 * axis : 2 * axis + 2] = max(0.0, low - MARGIN), min(1.0, high + MARGIN)
+    shares = [high - low for low, high in zip(roi[::2], roi[1::2], strict=True)]
+    return tuple(round(end, 3) for end in roi) if math.prod(shares) < LARGEST_ROI else None
+
+
+def within(data: Fingerprint, roi: tuple[float, ...] | None) -> Fingerprint:
+    """Fingerprint and ROI -> that of the scans, each cut to the ROI."""
+    if roi is None:
+        return data
+
+    def cut(shape: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
+        if shape is None:
+            return None
+        ends = [borders(n, *roi[2 * axis : 2 * axis + 2]) for axis, n in enumerate(shape)]
+        x, y, z = (behind - first for first, behind in ends)
+        return x, y, z
+
+    shape = cut(data.shape)
+    assert shape is not None
+    return replace(data, shape=shape, least=cut(data.least), largest=cut(data.largest))
+
+
+def told_of(roi: tuple[float, ...] | None) -> tuple[str, str]:
+    """ROI -> as text, and the reason."""
+    if roi is None:
+        return "the whole field of view", "the foreground is not small, or may lie anywhere"
+    names = ("left to right", "back to front", "foot to head")
+    parts = [
+        f"{100 * low:.0f} to {100 * high:.0f} % from {name}"
+        for name, low, high in zip(names, roi[::2], roi[1::2], strict=True)
+        if (low, high) != (0.0, 1.0)
+    ]
+    return ", ".join(parts), f"the foreground of all scans lies there, {100 * MARGIN:.0f} % from its border"
 
 
 def size_range(data: Fingerprint, plane: tuple[int, int]) -> float:

@@ -19,15 +19,26 @@ import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation
 from numpy.typing import NDArray
 
-from mednca import __version__, backends, engine, signals, traits
+from mednca import __version__, backends, engine, signals
 from mednca.backends import numpy as in_numpy
 from mednca.card import model_warnings
 from mednca.config import BaselineConfig, RunConfig
-from mednca.engine import Progress
+from mednca.engine.binding import UNITS
+from mednca.engine.threads import Progress, in_turn
 from mednca.errors import InputError
+from mednca.machine import processors
 from mednca.modelfile import ModelFile, to_bytes
-from mednca.slices import pad_to, prepare_image, restore, with_context
-from mednca.trust import Expected, assess
+from mednca.roi import cut_out, put_back, touches
+from mednca.slices import (
+    PreprocessConfig,
+    mirrored,
+    mirrored_plane,
+    pad_to,
+    prepare_image,
+    restore,
+    with_context,
+)
+from mednca.trust import Expected, assess, traits
 from mednca.volume import Volume
 
 if TYPE_CHECKING:
@@ -128,7 +139,7 @@ class Predictor:
             raise InputError("patience is for cellular automata, this model is none; leave it out")
         self._hash = self.file.hash
         if self.engine in IN_C:
-            self.threads = self.threads or engine.processors()
+            self.threads = self.threads or processors()
             self._model = open_in_c(
                 self.file,
                 self.engine,
@@ -180,6 +191,7 @@ class Predictor:
                 f"this model takes scans of {config.preprocess.modalities} channel(s), got {volume.channels}"
             )
         in_c = self.engine in IN_C
+        roi = config.preprocess.roi
         mask, probability, spread, told = (self._in_c if in_c else self._in_slices)(volume, progress)
         largest = 1.0
         if config.predict.largest_component:
@@ -214,6 +226,11 @@ class Predictor:
             report["trust"] = self._expected(volume, mask, probability, report).told(self.file.trust.coverage)
         report["seconds"] = round(time.perf_counter() - started, 3)
         told_of = model_warnings(self.file) + plausibility(volume, self.file.card.get("fingerprint"))
+        if touches(mask, volume, roi):
+            told_of.append(
+                "the mask reaches the border of the part of the scan that the model looks at; the organ may "
+                "go on beyond it"
+            )
         report["warnings"] = told_of + trouble(told)
         return Prediction(
             volume.with_data(mask[None]),
@@ -261,19 +278,20 @@ class Predictor:
             "saturated": counts.saturated,
             "not_finite": counts.broken,
         }
-        sums = (counts.mean / engine.UNITS, counts.spread / engine.UNITS, counts.axes / engine.UNITS)
+        sums = (counts.mean / UNITS, counts.spread / UNITS, counts.axes / UNITS)
         sure = self.signals and not counts.broken
         told["signals"] = signals.told(self.file.config, counts, *sums) if sure else None
         return mask[0], probability, spread, told
 
     def _in_slices(self, volume: Volume, progress: Progress | None) -> Found:
         """The same, by whatever computes slices."""
-        config = self.file.config
-        views = config.preprocess.views
+        config, whole = self.file.config, volume
+        views, roi = config.preprocess.views, config.preprocess.roi
+        volume = cut_out(whole, roi)
         average = np.zeros((config.model.classes, *volume.shape), np.float32)
         not_finite = 0
         shape = volume.canonical().shape
-        tell = engine.in_turn(progress, [shape[view.axis] for view in views])
+        tell = in_turn(progress, [shape[view.axis] for view in views])
         counts, spread = signals.Counts(), signals.Spread()
         for view, told in zip(views, tell, strict=True):
             image = prepare_image(volume, view)
@@ -289,7 +307,7 @@ class Predictor:
             not_finite += int((~np.isfinite(shares)).sum())
             average += restore(shares, volume, view) / np.float32(len(views))
             if self.signals:
-                spread.add(restore(lookout.samples, volume, view))
+                spread.add(restore(lookout.in_place(view), volume, view))
         mask = decide(average, config.predict.threshold, config.values)
         steps = {"steps_run": counts.steps or None, "steps_all": counts.all or None}
         facts: dict[str, Any] = {
@@ -303,7 +321,8 @@ class Predictor:
         if self.signals and not not_finite:
             sums = [float(part.sum(dtype=float)) for part in (average, apart[0], apart[-1])]
             facts["signals"] = signals.told(config, counts, *sums)
-        return mask, average, apart, facts
+        mask, average, apart = (put_back(part, whole, roi) for part in (mask[None], average, apart))
+        return mask[0], average, apart, facts
 
 
 class Lookout:
@@ -327,6 +346,18 @@ class Lookout:
             return self._run(image, numbers, seed)
         parts = [self._run(image[i : i + 1], numbers[i : i + 1], seed) for i in range(len(numbers))]
         return np.concatenate(parts)
+
+    def in_place(self, view: PreprocessConfig) -> Array:
+        """The view that was computed -> the samples, those of mirrored runs mirrored back."""
+        if self._alone:
+            return self.samples
+        predict = self._predictor.file.config.predict
+        runs = []
+        for run in range(self.samples.shape[1]):
+            axes = predict.mirrored(run)
+            sample = mirrored_plane(self.samples[:, run], view, axes)
+            runs.append(sample[::-1] if view.axis in axes else sample)
+        return np.stack(runs, axis=1)
 
     def _run(self, image: Array, numbers: NDArray[np.int64], seed: int) -> Array:
         of, config = self._predictor, self._predictor.file.config
@@ -365,7 +396,7 @@ def with_ensemble(model: ModelFile, members: int | None) -> ModelFile:
 
 
 def traits_of(volume: Volume, prediction: Prediction) -> traits.Traits:
-    """Scan and its prediction with probabilities -> its traits (`mednca.traits`)."""
+    """Scan and its prediction with probabilities -> its traits (`mednca.trust.traits`)."""
     assert prediction.probability is not None
     mask = along_body(prediction.mask.data, volume)[0]
     spacing = np.empty(3)
@@ -523,9 +554,13 @@ def predict_slices(
     for start in range(0, count, at_once):
         numbers = np.arange(start, min(start + at_once, count))
         seen = with_context(image, numbers, config.preprocess.context)
-        stack, inside = pad_to(seen, config.multiple, config.smallest)
         for member in range(ensemble):
-            result[numbers] += share(stack, numbers, seed + member)[..., inside[0], inside[1]] / ensemble
+            axes = config.predict.mirrored(member)
+            turned = mirrored(seen, config.preprocess, axes)
+            stack, inside = pad_to(turned, config.multiple, config.smallest)
+            named = count - 1 - numbers if config.preprocess.axis in axes else numbers
+            found = share(stack, named, seed + member)[..., inside[0], inside[1]]
+            result[numbers] += mirrored_plane(found, config.preprocess, axes) / ensemble
         if progress:
             progress(int(numbers[-1]) + 1, count)
     return result

@@ -145,7 +145,8 @@ def unet(data: Fingerprint) -> RunConfig:
             step_range_from=0.0,
             init="",
         ),
-        predict=replace(config.predict, ensemble=1),  # it draws nothing: every run is the same
+        # It draws nothing: runs differ by what they see mirrored.
+        predict=replace(config.predict, ensemble=2 ** len(config.predict.mirror)),
         baseline=BaselineConfig("unet"),
     )
 
@@ -161,6 +162,7 @@ def unet_plain(data: Fingerprint) -> RunConfig:
         preprocess=replace(config.preprocess, axes=config.preprocess.axes[:1], context=0),
         augment=AugmentConfig((), *8 * (0.0,)),
         train=replace(config.train, foreground=0.0, betas=(0.9, 0.999), clip=0.0, ema=0.0, sentinel=False),
+        predict=replace(config.predict, ensemble=1, mirror=()),
         baseline=BaselineConfig("unet", copies=3),
     )
 
@@ -235,9 +237,11 @@ def with_classes(config: RunConfig, labels: dict[int, str]) -> RunConfig:
     values = tuple(sorted(labels))
     names = tuple(labels[value] for value in values)
     sided = any(re.search(r"(?<![a-z])(left|right|[lr])(?![a-z])", name.lower()) for name in names)
-    augment = replace(config.augment, flip=()) if sided else config.augment
+    if sided:
+        augment, predict = replace(config.augment, flip=()), replace(config.predict, mirror=())
+        config = replace(config, augment=augment, predict=predict)
     try:
         model = replace(config.model, classes=len(values))
-        return replace(config, labels=names, values=values, merge=False, model=model, augment=augment)
+        return replace(config, labels=names, values=values, merge=False, model=model)
     except ValueError as error:
         raise InputError(f"labels {', '.join(names)}: cannot have a class each: {error}") from error

@@ -12,12 +12,15 @@ I = M (2 context + 1) image channels that a model sees.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mednca.roi import check_roi
 
 if TYPE_CHECKING:
     from mednca.volume import Volume
@@ -42,6 +45,8 @@ class PreprocessConfig:
             own. With several axes both numbers are the same, so that the slices along each have one scale.
         size: Height and width that every slice is stretched to, whatever its shape (the paper's recipe);
             replaces `spacing`. With several axes there is none.
+        roi: The part of the scan that is looked at (`mednca.roi`); None looks at all of it. What is
+            said here of a scan is then said of that part.
 
     Raises:
         ValueError: Where a value is out of its range.
@@ -53,6 +58,7 @@ class PreprocessConfig:
     normalise: Literal["volume", "slice"] = "volume"
     spacing: tuple[float, float] | None = None
     size: tuple[int, int] | None = None
+    roi: tuple[float, ...] | None = field(default=None, metadata={"later": True})
 
     def __post_init__(self) -> None:
         if self.modalities < 1 or self.context < 0:
@@ -68,6 +74,8 @@ class PreprocessConfig:
         spacing = (1.0, 1.0) if self.spacing is None else self.spacing
         if len(spacing) != 2 or not all(0 < step < np.inf for step in spacing):
             raise ValueError(f"spacing must be two numbers > 0 (mm), got {self.spacing}")
+        if self.roi is not None:
+            check_roi(self.roi)
         if len(self.axes) > 1 and self.size is not None:
             raise ValueError(f"size must be None with several axes, got {self.size} and axes {self.axes}")
         if len(self.axes) > 1 and spacing[0] != spacing[1]:
@@ -185,6 +193,22 @@ def with_context(slices: Array, indices: NDArray[np.int64], context: int) -> Arr
     around = np.clip(indices[:, None] + np.arange(-context, context + 1), 0, len(slices) - 1)
     picked: Array = slices[around].reshape(len(indices), -1, *slices.shape[2:])
     return picked
+
+
+def mirrored(image: Array, config: PreprocessConfig, axes: Sequence[int]) -> Array:
+    """Image (B, I, H, W) of slices along one axis of the RAS+ volume -> what it would be if the scan was
+    mirrored along some axes: in the plane, and, across it, with the neighbours in reverse order."""
+    if config.axis in axes:
+        neighbours = image.reshape(len(image), -1, config.modalities, *image.shape[2:])
+        image = neighbours[:, ::-1].reshape(image.shape)
+    return mirrored_plane(image, config, axes)
+
+
+def mirrored_plane(slices: Array, config: PreprocessConfig, axes: Sequence[int]) -> Array:
+    """Slices (..., H, W) along one axis of the RAS+ volume -> the same, mirrored along those of some axes
+    that lie in their plane."""
+    flips = tuple(place - 2 for place, axis in enumerate(plane_axes(config.axis)) if axis in axes)
+    return np.ascontiguousarray(np.flip(slices, flips)) if flips else slices
 
 
 def padded_size(size: tuple[int, int], multiple: int, smallest: int) -> tuple[int, int]:

@@ -390,7 +390,7 @@ def fit(
                 bar.n = state.iteration
                 continue
             if verdict == "healthy":
-                state.good, state.good_iteration = learner.tensors(), state.iteration
+                learner.keep()
                 most = 0.5 ** max(0, state.attempt - 1)
                 state.rate_factor = max(state.rate_factor, min(most, state.rate_factor * RECOVERY))
             if iteration % 10 == 0 or state.iteration == settings.iterations:

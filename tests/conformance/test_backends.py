@@ -21,6 +21,7 @@ from benchmarks.cases import CASES, TRAININGS, BackendCase, TrainingCase, forwar
 from benchmarks.gathered import run_gathered
 from mednca import engine
 from mednca.backends import BACKENDS, choose, folded, load, native
+from mednca.engine import binding
 from mednca.fire import FireKey, fire_mask
 from mednca.nca import Run, Window, run_eager
 from mednca.rule import MedNCAConfig
@@ -180,7 +181,7 @@ def test_native_refuses_what_it_cannot_run() -> None:
 def test_without_the_engine_the_folded_backend_is_taken_and_said(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(engine, "_load", lambda: "no engine here")
+    monkeypatch.setattr(binding, "_load", lambda: "no engine here")
     with caplog.at_level(logging.WARNING):
         assert choose("cpu") is load("folded")
     assert ["no engine here" in record.message for record in caplog.records] == [True]

@@ -17,6 +17,7 @@ from benchmarks.cases import CASES, BackendCase
 from mednca import engine
 from mednca.backends import numpy as in_numpy
 from mednca.config import RunConfig
+from mednca.engine.binding import Counts
 from mednca.fire import FireKey, fire_mask
 from mednca.modelfile import ModelFile, load_model, to_bytes
 from mednca.nca import MedNCA, run_eager
@@ -80,14 +81,14 @@ def states(case: BackendCase) -> Iterator[tuple[int, np.ndarray]]:
         yield item, cells.permute(1, 2, 0).contiguous().numpy().copy()
 
 
-def run(case: BackendCase, threads: int = 1, **options: Any) -> tuple[np.ndarray, engine.Counts]:
+def run(case: BackendCase, threads: int = 1, **options: Any) -> tuple[np.ndarray, Counts]:
     """Case -> the engine's last states, and its counts."""
     model = engine.Model(content(case), **options)
     found, counts = [], []
     for item, cells in states(case):
         counts.append(model.run_level(1, cells, steps=case.steps, seed=7, item=item, threads=threads))
         found.append(cells)
-    return np.stack(found), engine.Counts.total(counts)
+    return np.stack(found), Counts.total(counts)
 
 
 def scan(seed: int, slices: int) -> Volume:

@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from mednca import engine, predict
 from mednca.backends import numpy as in_numpy
 from mednca.calibrate import measure_range
+from mednca.engine.binding import Counts
 from mednca.fire import FireKey, fire_mask
 from mednca.modelfile import ModelFile, to_bytes
 from mednca.nca import MedNCA, Window
 from mednca.predict import ENGINES, Predictor, with_ensemble
-from mednca.slices import pad_to, prepare_image, restore, with_context
+from mednca.slices import mirrored, mirrored_plane, pad_to, prepare_image, restore, with_context
 from mednca.volume import Volume
 from tests.conformance.test_predictions import calm_file, reference
 
@@ -47,6 +48,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "axes": (2, 0, 1),
         "spacing": (1.2, 1.2),
         "ensemble": 2,
+        "mirror": (1,),
         "model": {"steps": STEPS},
     },
     "one level": {"model": {"scales": (1,), "steps": (9,)}, "ensemble": 2},
@@ -70,11 +72,12 @@ class Told:
 def world(kind: str) -> tuple[ModelFile, Volume]:
     """Kind -> a model whose masks hold some of the voxels, and a scan."""
     options = dict(KINDS[kind])
-    ensemble = options.pop("ensemble", 1)
+    ensemble, mirror = options.pop("ensemble", 1), options.pop("mirror", ())
     random = np.random.default_rng(4)
     volume = Volume(random.normal(size=(1, 13, 15, 3)).astype(np.float32), np.diag([0.8, 1.1, 2.0, 1.0]))
     file, _ = reference(calm_file(2, **options), volume)
     images = [prepare_image(volume, view) for view in file.config.preprocess.views]
+    file = replace(file, config=replace(file.config, predict=replace(file.config.predict, mirror=mirror)))
     return with_ensemble(replace(file, range=measure_range(file, images)), ensemble), volume
 
 
@@ -134,9 +137,14 @@ def plainly(
         samples, found = [], []
         for number in range(len(image)):
             seen = with_context(image, np.array([number]), view.context)
-            (padded,), (rows, columns) = pad_to(seen, config.multiple, config.smallest)
-            padded, of_slice, ends = padded.astype(kind), [], []
+            of_slice, ends = [], []
             for member in range(config.predict.ensemble):
+                axes = config.predict.mirrored(member)
+                item = len(image) - 1 - number if view.axis in axes else number
+                (padded,), (rows, columns) = pad_to(
+                    mirrored(seen, view, axes), config.multiple, config.smallest
+                )
+                padded = padded.astype(kind)
                 state, before = np.zeros((0, 0, 0)), np.zeros((0, 0))
                 for level, (scale, steps) in enumerate(zip(levels, config.model.steps, strict=True)):
                     here = (slice(rows.start // scale, -(-rows.stop // scale)),)
@@ -151,7 +159,7 @@ def plainly(
                     state[..., :image_channels] = sharp
                     states = [state]
                     while len(states) <= steps and not over([mask(s)[here] for s in states], steps):
-                        states.append(step(level, states[-1], len(states) - 1, number, member))
+                        states.append(step(level, states[-1], len(states) - 1, item, member))
                     told.steps += (len(states) - 1) * sharp.shape[0] * sharp.shape[1]
                     told.all += steps * sharp.shape[0] * sharp.shape[1]
                     states += [states[-1]] * (steps + 1 - len(states))
@@ -164,8 +172,11 @@ def plainly(
                     told.agree += int(((last[-1] > 0) & (before[rows, columns] == last[-1])).sum())
                 parts = min(3, max(1, steps // 4)) if alone else 0
                 at = [steps - part * max(1, steps // 4) // parts for part in range(parts, 0, -1)]
-                of_slice += [shares(states[done])[rows, columns].sum(-1) for done in [*at, steps]]
-                ends.append(shares(state)[rows, columns].transpose(2, 0, 1))
+                of_slice += [
+                    mirrored_plane(shares(states[done])[rows, columns].sum(-1), view, axes)
+                    for done in [*at, steps]
+                ]
+                ends.append(mirrored_plane(shares(state)[rows, columns].transpose(2, 0, 1), view, axes))
             samples.append(np.stack(of_slice))
             found.append(np.mean(ends, axis=0))
         told.samples.append(restore(np.stack(samples).astype(np.float32), volume, view))
@@ -267,7 +278,7 @@ def test_nothing_depends_on_threads_or_instructions(numbers: str, patience: int 
                 seen.append((numbers_of[0], mask.tobytes(), spread.tobytes()))
                 assert numbers_of[0] == numbers_of[1]
         assert all(one == seen[0] for one in seen)
-        ran = {name: seen[0][0][at] for at, (name, _) in enumerate(engine.Counts._fields_)}
+        ran = {name: seen[0][0][at] for at, (name, _) in enumerate(Counts._fields_)}
         assert 0 < ran["fine"] < 0.5 * voxels.size * views * file.config.predict.ensemble
         assert ran["spread"] > 0
         assert ran["steps"] < ran["all"] or patience is None

@@ -11,10 +11,10 @@ import nibabel
 import numpy as np
 import pytest
 
-from mednca.modelfile import SHIPPED
 from mednca.synthetic import phantom
 from tests.runtime.builds import SOURCE, built, need, succeeded
 
+TRAINED = Path(__file__).resolve().parents[1] / "golden/two_levels.safetensors"
 sys.path.insert(0, str(SOURCE.parent / "pi"))
 
 
@@ -34,7 +34,7 @@ def test_a_raspberry_pi_b_plus_makes_the_masks_of_this_machine(tmp_path: Path) -
         pytest.skip("needs Debian's kernel for the Pi, and apt-get to fetch it")
     built("armv6")
     image, _, _ = phantom(2)  # two slices in which the model finds something
-    scan, model = tmp_path / "scan.nii", SHIPPED / "hippocampus.safetensors"
+    scan, model = tmp_path / "scan.nii", TRAINED
     nibabel.save(nibabel.Nifti1Image(image[:, :, 4:6].astype(np.float32), np.eye(4)), scan)
     said = boot.boot(model, scan)
     assert re.search(r"ARMv6-compatible processor", said) and "Hardware\t: BCM2835" in said

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mednca import engine
+from mednca.engine.binding import library
 from mednca.fire import RATE_BITS, FireKey
 from mednca.nca import Backbone, Window
 
@@ -88,7 +89,7 @@ def fire_masks(key: FireKey, steps: int, window: Window, fire_rate: float) -> tu
     counts = torch.empty(batch, steps, dtype=torch.int64)
     threshold = round(fire_rate * (1 << RATE_BITS))
     seed = key.seed & 0xFFFFFFFF
-    engine.library().mednca_fires(
+    library().mednca_fires(
         *(ctypes.c_int64(value) for value in (batch, height, width, steps, seed, key.level)),
         ctypes.c_uint32(threshold),
         *_pointers(items, rows, columns, fires, counts),
@@ -173,7 +174,7 @@ class _Steps(torch.autograd.Function):
         filters, _, w1, b1, w2 = weights
         state, d_state = last.clone(), d_last.clone(memory_format=torch.contiguous_format)
         gradients = [torch.zeros_like(array) for array in weights]
-        backward = engine.library().mednca_backward16 if ctx.half else engine.library().mednca_backward
+        backward = library().mednca_backward16 if ctx.half else library().mednca_backward
         filters_t = filters if ctx.depthwise else filters.t().contiguous()
         transposed = (filters_t, w1, b1, w1.t().contiguous(), w2.t().contiguous())
         again = ctx.pieces[: len(starts)]
@@ -261,7 +262,7 @@ def _forward(
 ) -> None:
     """State, in place -> after the steps; writes perceptions (firing cells, 3n) unless `seen` is None."""
     shape = _shape(state, fires, weights[3], depthwise)
-    forward = engine.library().mednca_forward16 if half else engine.library().mednca_forward
+    forward = library().mednca_forward16 if half else library().mednca_forward
     _check(forward(ctypes.byref(shape), *_pointers(state, fires, *weights, seen)))
 
 

@@ -18,6 +18,7 @@ from mednca.backends.numpy import downscale, softmax
 from mednca.config import PredictConfig, RunConfig
 from mednca.errors import InputError
 from mednca.fire import FireKey, fire_mask
+from mednca.roi import cut_out, put_back
 from mednca.rule import MedNCAConfig
 from mednca.slices import PreprocessConfig, prepare_image, restore
 from mednca.volume import Volume
@@ -76,16 +77,18 @@ class Exported:
             raise InputError(
                 f"this model takes scans of {config.preprocess.modalities} channel(s), got {volume.channels}"
             )
-        average = np.zeros((config.model.classes, *volume.shape), np.float32)
+        part = cut_out(volume, config.preprocess.roi)
+        average = np.zeros((config.model.classes, *part.shape), np.float32)
         for view in views:
             shares = predict_slices(
                 self._share,
-                config,
-                prepare_image(volume, view),
+                replace(config, preprocess=view),
+                prepare_image(part, view),
                 seed=self.seed,
                 ensemble=config.predict.ensemble,
             )
-            average += restore(shares, volume, view) / np.float32(len(views))
+            average += restore(shares, part, view) / np.float32(len(views))
+        average = put_back(average, volume, config.preprocess.roi)
         mask = decide(average, config.predict.threshold, config.values)
         if config.predict.largest_component:
             turned = volume.with_data(mask[None]).canonical()
@@ -134,6 +137,7 @@ def configuration(told: list[dict[str, str]]) -> RunConfig:
         normalise="slice" if first["normalise"] == "slice" else "volume",
         spacing=numbers("spacing_mm", float),
         size=numbers("size"),
+        roi=numbers("roi", float),
     )
     model = MedNCAConfig(
         image_channels=int(first["image_channels"]),
@@ -144,7 +148,10 @@ def configuration(told: list[dict[str, str]]) -> RunConfig:
         fire_rate=float(first["fire_rate"]),
     )
     predict = PredictConfig(
-        float(first["threshold"]), int(first["ensemble"]), first["largest_component"] == "True"
+        float(first["threshold"]),
+        int(first["ensemble"]),
+        first["largest_component"] == "True",
+        numbers("mirror") or (),
     )
     return RunConfig(
         labels=tuple(first["labels"].split(", ")),

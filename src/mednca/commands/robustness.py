@@ -83,26 +83,30 @@ class Robustness:
 
     def run(self) -> int:
         """Measure, report, and print the summary."""
-        from mednca import robustness, robustness_page, robustness_report
         from mednca.dataset import load_scan
         from mednca.files import atomic_write
+        from mednca.robustness import measure
+        from mednca.robustness.folder import describe, open_report
+        from mednca.robustness.images import write_images
+        from mednca.robustness.page import page, strips
+        from mednca.robustness.report import card, summary
 
         data, contenders, cases, jobs = self.prepare()
         options = {"fire_seed": self.seed, "engine": self.engine, "gate": self.gate}
-        setting = robustness.describe(data, contenders, options)
-        path = robustness.open_report(self.out, setting, force=self.force)
+        setting = describe(data, contenders, options)
+        path = open_report(self.out, setting, force=self.force)
         if self.write_images is not None:
-            robustness.write_images(
+            write_images(
                 cases, jobs, self.write_images, folds=contenders[0].folds, progress=self.bar("images")
             )
-        scores = robustness.measure(
+        scores = measure(
             contenders, cases, jobs, path, labels=data.labels or None, progress=self.bar("predictions")
         )
-        report = robustness_report.card(contenders, cases, jobs, scores, self.provenance(data))
+        report = card(contenders, cases, jobs, scores, self.provenance(data))
         shown = typical(contenders[0], cases, scores)
-        strips = robustness_page.strips(load_scan(shown), jobs, contenders, self.bar("pictures"))
-        atomic_write(self.out / "index.html", robustness_page.page(report, strips, shown.id))
-        text = robustness_report.summary(report)
+        pictures = strips(load_scan(shown), jobs, contenders, self.bar("pictures"))
+        atomic_write(self.out / "index.html", page(report, pictures, shown.id))
+        text = summary(report)
         atomic_write(self.out / "summary.md", text)
         atomic_write(self.out / "report.json", json.dumps(report, indent=1) + "\n")
         print(text, end="")
@@ -110,17 +114,18 @@ class Robustness:
 
     def prepare(self) -> tuple[CaseSet, list[Contender], tuple[Case, ...], list[Job]]:
         """The data set, what is judged, on which cases, and what is done to them; refuses what cannot be."""
-        from mednca import robustness
         from mednca.cases import find_labelled_cases
         from mednca.files import read_lines
         from mednca.perturb import require_torchio
+        from mednca.robustness import QUICK_CASES, draw_cases, list_jobs
+        from mednca.robustness.contenders import open_masks, open_model, together
 
         if self.baseline is not None and self.masks is not None:
             raise InputError("--baseline and --masks are two ways to name what is compared; give one")
         perturbations = self.chosen()
         if any(one.by_torchio for one in perturbations):
             require_torchio()
-        jobs = robustness.list_jobs(perturbations, quick=self.quick, seeds=self.seeds)
+        jobs = list_jobs(perturbations, quick=self.quick, seeds=self.seeds)
         data = find_labelled_cases(self.data, self.group)
         cases = tuple(case for case in data.cases if case.label)
         if self.cases is not None:
@@ -129,7 +134,7 @@ class Robustness:
                 raise InputError(f"{self.cases}: case {missing[0]} is not in {self.data}")
             cases = tuple(case for case in cases if case.id in wanted)
         contenders = [
-            robustness.open_model(
+            open_model(
                 *(source, cases, self.predictor),
                 all_cases=self.all_cases,
                 ensemble=1 if self.quick and self.ensemble is None else self.ensemble,
@@ -138,11 +143,11 @@ class Robustness:
             for source in (self.model, self.baseline)
             if source is not None
         ]
-        cases = robustness.together(contenders, cases)
+        cases = together(contenders, cases)
         if self.quick:
-            cases = robustness.draw_cases(cases, robustness.QUICK_CASES, self.seed)
+            cases = draw_cases(cases, QUICK_CASES, self.seed)
         if self.masks is not None:
-            contenders.append(robustness.open_masks(self.masks, cases, jobs))
+            contenders.append(open_masks(self.masks, cases, jobs))
         return data, contenders, cases, jobs
 
     def chosen(self) -> tuple[Perturbation, ...]:

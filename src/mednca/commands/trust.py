@@ -15,7 +15,7 @@ from mednca.errors import InputError
 if TYPE_CHECKING:
     from mednca.modelfile import ModelFile
     from mednca.predict import Predictor
-    from mednca.trust_table import Row
+    from mednca.trust.table import Row
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,10 @@ class Trust:
 
     def run(self) -> int:
         """Predict, fit, judge, write, and print how good the score is."""
-        from mednca import trust_fit, trust_report
         from mednca.files import atomic_write
         from mednca.modelfile import load_model, save_model
+        from mednca.trust import fit as fitting
+        from mednca.trust import report as reporting
 
         self.check()
         model = load_model(self.model)
@@ -80,13 +81,13 @@ class Trust:
             "ensemble": model.config.predict.ensemble,
             "seed": self.seed,
         }
-        report = trust_report.report(rows, below=self.below, progress=self.bar("fits"), **options)
+        report = reporting.report(rows, below=self.below, progress=self.bar("fits"), **options)
         report["provenance"] |= {"data": name, "model": str(self.model), "model_hash": model.hash}
-        score = trust_fit.fit(rows, **options)
-        card = model.card | {"trust": trust_report.short(report)}
+        score = fitting.fit(rows, **options)
+        card = model.card | {"trust": reporting.short(report)}
         save_model(self.out, replace(model, trust=score, card=card), force=self.force)
         atomic_write(self.out.with_suffix(".json"), json.dumps(report, indent=1) + "\n")
-        print(trust_report.summary(report))
+        print(reporting.summary(report))
         print(f"{self.out}: done")
         return 0
 
@@ -109,15 +110,15 @@ class Trust:
     def table(self, model: ModelFile) -> tuple[list[Row], str]:
         """Model -> the rows of its fold models, predicted where they were missing, and the name of the
         data."""
-        from mednca import trust_table
         from mednca.cases import find_labelled_cases
         from mednca.modelfile import find_model, load_model
         from mednca.perturb import find
         from mednca.predict import Predictor
+        from mednca.trust.table import draw_jobs, held_out, measure
 
         data = find_labelled_cases(self.data, self.group)
         folds = self.folds or find_model(self.model).parent
-        parts = trust_table.held_out(folds, data.cases, people=self.people, seed=self.seed)
+        parts = held_out(folds, data.cases, people=self.people, seed=self.seed)
 
         def make(path: Path) -> Predictor:
             file = load_model(path)
@@ -134,9 +135,9 @@ class Trust:
 
         for part in parts:
             make(part.model)
-        rows = trust_table.measure(
+        rows = measure(
             parts,
-            lambda case: trust_table.draw_jobs(case.id, find(), self.perturbations, seed=self.seed),
+            lambda case: draw_jobs(case.id, find(), self.perturbations, seed=self.seed),
             self.out.with_suffix(".jsonl"),
             make=make,
             progress=self.bar("predictions"),

@@ -1,6 +1,10 @@
 """Traits of a prediction -> the Dice that is to be expected, with an interval, and why: the trust score.
 
-    assess(trust, traits) -> Expected(dice=0.89, low=0.84, high=0.93, reasons=())
+    traits.py    a scan and what a model said of it -> traits
+    here         assess(trust, traits) -> Expected(dice=0.89, low=0.84, high=0.93, reasons=())
+    table.py     held-out cases, as they are and perturbed -> a table of predictions and how right each was
+    fit.py       table -> trust score
+    report.py    how good it is
 
 It is a sum of monotone curves. Each trait is turned so that more is worse: a signal as it is, anything else
 as its distance from the training set, below and above its median, in robust standard deviations. Three more
@@ -13,7 +17,7 @@ So a score never rises because something looks stranger. Where scan, mask or fie
 farther from training than anything in calibration the curves know nothing; there the score is also multiplied
 by the distance that was seen over that there is, and the interval goes down to 0. The interval is conformal:
 for each range of expected Dice it is as wide as it must be to hold the true Dice of new persons so often. See
-docs/explanation/trust.md; `mednca.trust_fit` fits it.
+docs/explanation/trust.md.
 
 All of it is plain numbers in the header of the model file.
 """
@@ -28,10 +32,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mednca import traits
 from mednca.config import from_dict
 from mednca.errors import InputError
-from mednca.traits import Traits
+from mednca.trust import traits
+from mednca.trust.traits import Traits
 
 VERSION = 1
 Array = NDArray[np.float64]

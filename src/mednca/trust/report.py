@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from mednca import __version__, perturb, traits
-from mednca import trust_fit as fitting
+from mednca import __version__, perturb
 from mednca.robustness import CLEAN
-from mednca.trust_fit import Judged, figures
-from mednca.trust_table import Row
+from mednca.trust import fit as fitting
+from mednca.trust import traits
+from mednca.trust.fit import Judged, figures
+from mednca.trust.table import Row
 
 FORMAT, VERSION = "mednca-trust", 1
 #: What the score is compared with, each alone: name -> trait.
@@ -37,7 +38,7 @@ def report(
     progress: Wrap | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Rows, the Dice under which a mask is bad, and options of `trust_fit.fit` -> the report.
+    """Rows, the Dice under which a mask is bad, and options of `fit` -> the report.
 
     With `families` also what a score makes of perturbations of which it has seen none of the kind.
     """

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mednca import traits
 from mednca.cases import Case
 from mednca.dataset import LabelledScan, load_scan
 from mednca.errors import InputError
@@ -29,9 +28,11 @@ from mednca.metrics import dice_score
 from mednca.modelfile import load_model
 from mednca.perturb import Perturbation, Perturbed, stream
 from mednca.predict import Prediction, Predictor, traits_of
-from mednca.robustness import CLEAN, Job, apply, fold_runs
+from mednca.robustness import CLEAN, Job, apply
+from mednca.robustness.contenders import fold_runs
 from mednca.synthetic import blurred
-from mednca.traits import Traits
+from mednca.trust import traits
+from mednca.trust.traits import Traits
 
 #: Of a line; lines of another one are measured again.
 VERSION = 1
@@ -55,7 +56,7 @@ class Row:
         model: Hash of the model that has not seen the case.
         dice: Of all foreground, on the grid of the perturbed image; 0 of a stranger.
         kept: Share of the label that is in view.
-        traits: What `mednca.traits` tells.
+        traits: What `mednca.trust.traits` tells.
         variance: Mean variance of the samples in the mask, to compare with; None where there are none.
         seconds: Of the prediction, and of its traits.
     """

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mednca import traits, trust
+from mednca import trust
 from mednca.errors import InputError
 from mednca.robustness import CLEAN
-from mednca.trust import Curve, Expected, Group, Interval, Scale, Trust
-from mednca.trust_table import STRANGER, Row
+from mednca.trust import Curve, Expected, Group, Interval, Scale, Trust, traits
+from mednca.trust.table import STRANGER, Row
 
 #: Boosting: rounds, share of a step that is taken, rows on each side of a step at least, places for steps per
 #: feature, weight of the prior in a leaf, share of rows and of features that a round looks at.

@@ -23,7 +23,7 @@ from mednca.figures import EVENTS, GREYS, PREDICTION, REFERENCE, WIDTHS
 from mednca.metrics import dice_score
 from mednca.perturb import PERTURBATIONS, planes
 from mednca.robustness import CLEAN, Contender, Job, apply
-from mednca.robustness_report import decimals, explanation, points, title
+from mednca.robustness.report import decimals, explanation, points, title
 from mednca.volume import Volume
 
 BASELINE = EVENTS[2]
