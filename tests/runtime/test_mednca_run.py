@@ -79,6 +79,7 @@ def agree(path: Path, other: Path, least: float = 0.999) -> None:
         {"size": (20, 16), "normalise": "slice"},
         {"axes": (2, 0, 1), "context": 1},
         {"axes": (1, 2), "classes": 2, "spacing": (1.2, 1.2)},
+        {"axes": (2, 1, 0), "size": (20, 16)},
         {"axes": (2, 0), "context": 1, "roi": (0.0, 0.85, 0.15, 1.0, 0.3, 0.7)},
     ],
     ids=str,
