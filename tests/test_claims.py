@@ -80,6 +80,12 @@ def test_the_difference_to_the_authors_checkpoint_is_the_paired_one() -> None:
         assert f"on the {row['n']} that it does not" in README
 
 
+def test_how_alike_ten_seeds_are_is_what_they_came_to() -> None:
+    row = result("reproduce/results/reliability.json")["series"]["reliability_hippocampus"]
+    told = f"{row['near']} of {row['seeds']} within 0.02 of the median {row['median']:.3f}"
+    assert f"{told} ({row['least']:.3f} to {row['largest']:.3f})" in README
+
+
 def test_the_figures_of_two_classes_are_those_of_the_folds() -> None:
     summary = result("reproduce/results/table1/hippocampus_best_classes.json")["summary"]
     anterior, posterior = (summary[name]["dice"]["mean"] for name in ("Anterior", "Posterior"))
