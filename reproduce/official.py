@@ -101,6 +101,7 @@ def main() -> int:
             "python": platform.python_version(),
         },
         "scores": {name: {k: round(v, 4) for k, v in row.items()} for name, row in scores.items()},
+        "expected_scores": {case.id: {k: known[f"{case.id}.nii.gz"][k] for k in MEASURES} for case in cases},
     }
     atomic_write(asked.out, json.dumps(report, indent=1) + "\n")
     print(f"{len(cases)} cases   ours  expected  difference  largest of a case")

@@ -331,7 +331,8 @@ def test_a_slice_of_several_axes_without_memory_for_its_average_is_counted_as_br
         ({"axes": [0, 1, 2, 0]}, "preprocessing is missing"),
         ({"axis": 3}, "preprocessing is missing"),
         ({"axes": [0, 1], "spacing": [1.0, 2.0]}, "one spacing for all"),
-        ({"axes": [0, 1], "size": [16, 16]}, "no slice size"),
+        ({"axes": [0, 1], "roi": [0.0, 1.0]}, "six numbers"),
+        ({"axes": [0, 1], "roi": [0, 1, 0.5, 0.5, 0, 1]}, "three pairs of rising shares"),
     ],
     ids=str,
 )

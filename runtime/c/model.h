@@ -154,8 +154,8 @@ static int read_config(mednca_model *m, Json config, char *message, size_t size)
     for (int i = 0; m->has_roi && i < 6; i += 2)
         if (!(m->roi[i] >= 0 && m->roi[i] < m->roi[i + 1] && m->roi[i + 1] <= 1))
             return fail(message, size, "the model's region of interest must be three pairs of rising shares from 0 to 1");
-    if (f->views > 1 && (m->has_size || (m->has_spacing && m->spacing[0] != m->spacing[1])))
-        return fail(message, size, "a model of several axes must have one spacing for all, and no slice size");
+    if (f->views > 1 && !m->has_size && m->has_spacing && m->spacing[0] != m->spacing[1])
+        return fail(message, size, "a model of several axes must have one spacing for all, or a slice size");
     if (!number(member(predict, "threshold"), &m->threshold) || !(m->threshold > 0 && m->threshold < 1) ||
         !whole(predict, "ensemble", 1, 10000, &f->ensemble))
         return fail(message, size, "the model's threshold or ensemble is missing or out of range");

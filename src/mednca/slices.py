@@ -44,7 +44,7 @@ class PreprocessConfig:
         spacing: In-plane spacing in mm that slices are resampled to (native recipe); None keeps the scan's
             own. With several axes both numbers are the same, so that the slices along each have one scale.
         size: Height and width that every slice is stretched to, whatever its shape (the paper's recipe);
-            replaces `spacing`. With several axes there is none.
+            replaces `spacing`. With several axes it is that of the slices along each.
         roi: The part of the scan that is looked at (`mednca.roi`); None looks at all of it. What is
             said here of a scan is then said of that part.
 
@@ -76,9 +76,7 @@ class PreprocessConfig:
             raise ValueError(f"spacing must be two numbers > 0 (mm), got {self.spacing}")
         if self.roi is not None:
             check_roi(self.roi)
-        if len(self.axes) > 1 and self.size is not None:
-            raise ValueError(f"size must be None with several axes, got {self.size} and axes {self.axes}")
-        if len(self.axes) > 1 and spacing[0] != spacing[1]:
+        if len(self.axes) > 1 and self.size is None and spacing[0] != spacing[1]:
             raise ValueError(f"spacing must be one number, twice, with several axes, got {self.spacing}")
 
     @staticmethod

@@ -137,6 +137,7 @@ MODELS = {
     "sagittal, two channels": {"modalities": 2, "axes": (0,)},
     "stretched": {"size": (24, 16), "normalise": "slice"},
     "three axes, two classes": {"classes": 2, "context": 1, "axes": (2, 0, 1), "spacing": (1.2, 1.2)},
+    "three axes, stretched": {"axes": (2, 1, 0), "size": (24, 16), "context": 1},
     "depthwise, four levels": {
         "model": {"perception": "depthwise", "scales": (8, 4, 2, 1), "steps": (2, 3, 2, 3)}
     },
