@@ -183,6 +183,8 @@ def test_what_json_must_not_say_is_one_line_with_its_place(values: Any, message:
         (TrainConfig, {"step_range": (1.5, 0.5)}),
         (TrainConfig, {"step_range": (0.0, 0.5)}),
         (TrainConfig, {"step_range_from": 1.5}),
+        (TrainConfig, {"cycles": 0}),
+        (TrainConfig, {"cycles": 6, "iterations": 5}),
         (TrainConfig, {"whole_weight": -1.0}),
         (PredictConfig, {"threshold": float("nan")}),
         (PredictConfig, {"ensemble": 0}),

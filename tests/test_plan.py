@@ -328,6 +328,7 @@ def test_a_rare_foreground_is_learnt_on_whole_slices_and_kept_in_one_piece() -> 
     assert (common.train.patch, common.predict.largest_component) == (32, False)
     rare = plan(replace(PROSTATE, share=0.02, one_piece=1.0)).config
     assert (rare.train.patch, rare.train.coarse_weight, rare.train.foreground) == (None, 0.3, 0.6)
+    assert (rare.train.cycles, rare.train.iterations) == (2, 2 * common.train.iterations)
     assert rare.augment.bias > common.augment.bias and rare.predict.largest_component
     assert not plan(replace(PROSTATE, share=0.02, one_piece=0.9)).config.predict.largest_component
     assert not plan(replace(PROSTATE, share=0.02)).config.predict.largest_component

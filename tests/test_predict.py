@@ -44,6 +44,7 @@ MODELS = {
     "native": tiny_model(context=1, spacing=(1.3, 0.9)),
     "coronal, two classes": tiny_model(classes=2, axes=(1,)),
     "three axes": tiny_model(classes=2, axes=(0, 2, 1), spacing=(1.2, 1.2)),
+    "three axes, one size": tiny_model(axes=(2, 0, 1), size=(16, 20)),
     "stretched": tiny_model(size=(16, 16), normalise="slice"),
 }
 

@@ -348,6 +348,10 @@ def test_the_learning_rate_warms_up_and_decays() -> None:
     rates = [learning_rate(settings_, i) for i in range(100)]
     assert rates[0] == pytest.approx(0.1) and max(rates) == rates[10] == pytest.approx(1)
     assert rates[55] == pytest.approx(0.5) and 0 < rates[99] < 0.001
+    twice = replace(settings_, iterations=200, cycles=2)
+    assert [learning_rate(twice, i) for i in range(200)] == 2 * rates
+    thrice = [learning_rate(replace(settings_, cycles=3), i) for i in range(100)]
+    assert thrice[34] == rates[0] and thrice[33] < 0.01 and thrice[99] > 0  # 34, 34 and 32 iterations
     official = replace(settings_, schedule="exponential")
     assert learning_rate(official, 1000) == pytest.approx(0.9999**1000)
 
@@ -489,6 +493,9 @@ def test_steps_are_drawn_from_their_range_once_the_rule_has_learnt() -> None:
     assert len(first) == 60 and min(first) == 2 and max(first) == 6  # 3 steps: half of them, and twice
     assert all(steps[1] == steps[2] and 1 <= steps[1] <= 4 for steps in drawn if steps)
     assert Learner(config(), TrainState(), "cpu").steps(99) is None
+    longer = config(iterations=200, cycles=2, step_range=(0.5, 2.0), step_range_from=0.4)
+    again = Learner(longer, TrainState(), "cpu")
+    assert [again.steps(iteration) for iteration in range(100)] == [None] * 40 + drawn
 
 
 def test_the_loss_of_the_whole_foreground_is_part_of_the_training() -> None:

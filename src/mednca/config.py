@@ -76,7 +76,7 @@ class TrainConfig:
         foreground: Share of the slices, and of the patches, that are drawn around the foreground.
         learning_rate: Peak rate of Adam.
         betas: Of Adam. The official 0.5, 0.5 are a cause of its divergence.
-        schedule: "cosine" warms up and decays to zero; "exponential" multiplies by 0.9999 per iteration
+        schedule: "cosine" warms up and decays to zero, `cycles` times; "exponential" multiplies by 0.9999 per iteration
             (official).
         warmup: Iterations of linear warm-up.
         clip: Largest norm of the gradient; 0 does not clip.
@@ -97,6 +97,9 @@ class TrainConfig:
             faster so, and learns to last in the rest.
         whole_weight: Weight of the Dice loss of all classes together, beside that of each; for one class it
             has nothing to add.
+        cycles: How many times the learning rate of the cosine falls from its peak to zero; each cycle goes on
+            with the weights of the one before (warm restarts, arXiv 1608.03983). `step_range_from` is a share
+            of the first one.
         init: Hash of the model whose rules the training begins with (`mednca.transfer`); "" begins with
             random weights.
     """
@@ -122,6 +125,7 @@ class TrainConfig:
     step_range: tuple[float, float] = field(default=(1.0, 1.0), metadata={"later": True})
     step_range_from: float = field(default=0.0, metadata={"later": True})
     whole_weight: float = field(default=0.0, metadata={"later": True})
+    cycles: int = field(default=1, metadata={"later": True})
     init: str = field(default="", metadata={"later": True})
 
     def __post_init__(self) -> None:
@@ -135,6 +139,8 @@ class TrainConfig:
             raise ValueError(
                 f"ema must be in [0, 1) and foreground in [0, 1], got {self.ema} and {self.foreground}"
             )
+        if not 1 <= self.cycles <= self.iterations:
+            raise ValueError(f"cycles must be from 1 to the number of iterations, got {self.cycles}")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be > 0 and finite, got {self.learning_rate}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):

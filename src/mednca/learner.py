@@ -102,7 +102,7 @@ class Learner:
         own."""
         settings = self.config.train
         least, largest = settings.step_range
-        if least == largest == 1 or iteration < settings.step_range_from * settings.iterations:
+        if least == largest == 1 or iteration < settings.step_range_from * settings.iterations / settings.cycles:
             return None
         rng = np.random.default_rng((settings.seed, self.state.attempt, iteration, 1))
         factor = float(np.exp(rng.uniform(math.log(least), math.log(largest))))
@@ -203,9 +203,12 @@ def new_sentinel(settings: TrainConfig) -> Sentinel:
 
 
 def learning_rate(settings: TrainConfig, iteration: int) -> float:
-    """Settings and iteration -> learning rate: linear warm-up, then cosine to zero; or the official decay."""
+    """Settings and iteration -> learning rate: in each cycle linear warm-up, then cosine to zero; or the
+    official decay."""
     if settings.schedule == "exponential":
         return settings.learning_rate * 0.9999**iteration
+    length = -(-settings.iterations // settings.cycles)
+    iteration %= length
     warm = min(1.0, (iteration + 1) / max(1, settings.warmup))
-    done = max(0, iteration - settings.warmup) / max(1, settings.iterations - settings.warmup)
+    done = max(0, iteration - settings.warmup) / max(1, length - settings.warmup)
     return settings.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * done))

@@ -65,6 +65,8 @@ FOREGROUND = 0.5
 RARE = 0.03
 RARE_COARSE_WEIGHT, RARE_FOREGROUND = 0.3, 0.6
 RARE_TRANSLATION, RARE_BIAS = 0.15, 0.4
+#: There the loss still falls when the learning rate has come down: it rises again, and as long once more.
+RARE_CYCLES = 2
 #: It is looked for where that of all scans lies, with this margin (a share of the field of view), where that
 #: is less than this share of it.
 MARGIN, LARGEST_ROI = 0.05, 0.7
@@ -234,7 +236,9 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
     while config.train.batch_size > LEAST_BATCH and iteration_seconds(config) > limits.seconds:
         config = replace(config, train=replace(config.train, batch_size=config.train.batch_size - 2))
     wanted = max(LEAST_ITERATIONS, math.ceil(VIEWS * data.slices / config.train.batch_size))
-    config = replace(config, train=replace(config.train, iterations=min(limits.iterations, wanted)))
+    cycles = RARE_CYCLES if rare else 1
+    iterations = cycles * min(limits.iterations, wanted)
+    config = replace(config, train=replace(config.train, iterations=iterations, cycles=cycles))
     start, why_start = start_of(limits, config, data)
     config = replace(config, train=replace(config.train, init=start))
     cost = cost_of(config, data)
@@ -275,6 +279,7 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
             f"{config.train.iterations} iterations",
             f"each slice about {seen(config, data, len(axes))} times; learning rate to "
             f"{limits.learning_rate:g} and down to 0"
+            + (", twice: a rare organ is learnt slowly" if rare else "")
             + (", a loss on every level: the windows show a small part" if partly and not rare else ""),
         ),
         Choice("start", limits.start if start else "random weights", why_start),
