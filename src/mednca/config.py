@@ -97,9 +97,9 @@ class TrainConfig:
             faster so, and learns to last in the rest.
         whole_weight: Weight of the Dice loss of all classes together, beside that of each; for one class it
             has nothing to add.
-        cycles: How many times the learning rate of the cosine falls from its peak to zero; each cycle goes on
-            with the weights of the one before (warm restarts, arXiv 1608.03983). `step_range_from` is a share
-            of the first one.
+        cycles: How many times the learning rate of the cosine falls to zero; each cycle goes on with the
+            weights of the one before and has half its peak (after the warm restarts of arXiv 1608.03983).
+            `step_range_from` is a share of the first one.
         init: Hash of the model whose rules the training begins with (`mednca.transfer`); "" begins with
             random weights.
     """

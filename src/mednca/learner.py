@@ -203,12 +203,12 @@ def new_sentinel(settings: TrainConfig) -> Sentinel:
 
 
 def learning_rate(settings: TrainConfig, iteration: int) -> float:
-    """Settings and iteration -> learning rate: in each cycle linear warm-up, then cosine to zero; or the
-    official decay."""
+    """Settings and iteration -> learning rate: in each cycle linear warm-up to half the peak of the one
+    before, then cosine to zero; or the official decay."""
     if settings.schedule == "exponential":
         return settings.learning_rate * 0.9999**iteration
     length = -(-settings.iterations // settings.cycles)
-    iteration %= length
+    cycle, iteration = divmod(iteration, length)
     warm = min(1.0, (iteration + 1) / max(1, settings.warmup))
     done = max(0, iteration - settings.warmup) / max(1, length - settings.warmup)
-    return settings.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * done))
+    return settings.learning_rate * 0.5**cycle * warm * 0.5 * (1 + math.cos(math.pi * done))
