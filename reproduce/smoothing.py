@@ -2,8 +2,8 @@
 
     python reproduce/smoothing.py DATA_ROOT --runs runs --only prostate_best
 
-Each fold's model predicts its held-out cases once, without smoothing; its probabilities are then smoothed 0 to
-`--most` times as `predict.smoothing` does, and each gives a mask. Writes results/smoothing.json."""
+Each fold's model predicts its held-out cases once, without smoothing; its probabilities are then smoothed 0
+to `--most` times as `predict.smoothing` does, and each gives a mask. Writes results/smoothing.json."""
 
 from __future__ import annotations
 
@@ -63,13 +63,17 @@ def measure(experiment: Experiment, data_root: Path, runs: Path, most: int) -> d
                     mask = largest_component(mask)
                 scores[str(times)] = round(dice_score(mask > 0, label), 5)
             rows[name] = scores
-    means = {str(n): round(float(np.mean([row[str(n)] for row in rows.values()])), 5) for n in range(most + 1)}
+    means = {
+        str(n): round(float(np.mean([row[str(n)] for row in rows.values()])), 5) for n in range(most + 1)
+    }
     return {"folds": [training.fold for training in done], "means": means, "cases": rows}
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Do what the docstring of this file says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data_root", type=Path)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--results", type=Path, default=RESULTS)

@@ -76,8 +76,8 @@ class TrainConfig:
         foreground: Share of the slices, and of the patches, that are drawn around the foreground.
         learning_rate: Peak rate of Adam.
         betas: Of Adam. The official 0.5, 0.5 are a cause of its divergence.
-        schedule: "cosine" warms up and decays to zero, `cycles` times; "exponential" multiplies by 0.9999 per iteration
-            (official).
+        schedule: "cosine" warms up and decays to zero, `cycles` times; "exponential" multiplies by 0.9999
+            per iteration (official).
         warmup: Iterations of linear warm-up.
         clip: Largest norm of the gradient; 0 does not clip.
         ema: Decay of the running mean of the weights, which is what is kept; 0 keeps the last weights.

@@ -278,8 +278,8 @@ def _runs(predict: PredictConfig, axes: int) -> str:
         )
     if predict.smoothing:
         told.append(
-            f"Then, {predict.smoothing} times, those of neighbouring slices are averaged with weights 1, 2 and 1; a "
-            "slice at an end is its own neighbour there."
+            f"Then, {predict.smoothing} times, those of neighbouring slices are averaged with weights 1, 2 "
+            "and 1; a slice at an end is its own neighbour there."
         )
     return " ".join(told)
 
@@ -421,7 +421,7 @@ static const unsigned char {name}[{size}] = {{
 #endif
 """
 
-#: The slices along the axis of a model, and along each of several, or with the probabilities that are smoothed.
+#: The slices along the axis of a model, and along each of several; these, and what smooths, take memory.
 _LOOP = """\
  *         int failed = !work || mednca_begin(model, &scan, work, &job, message, sizeof message);
  *         for (int64_t i = 0; !failed && i < job.slices; i++)
