@@ -96,8 +96,11 @@ def _rows() -> Iterator[Experiment]:
     yield Experiment("hippocampus_med_nca_h64", "Med-NCA, h = 64", _AUTHORS, paper, few, minutes=8)
     yield Experiment("hippocampus_backbone", "one backbone, 64 x 64", _AUTHORS, "backbone", _WIDE, minutes=12)
     yield Experiment("hippocampus_seg_nca", "Seg. NCA", _AUTHORS, "seg_nca", _WIDE, minutes=12)
-    yield Experiment("hippocampus_unet_plain", "U-Net", _AUTHORS, "unet_plain", _UNET, minutes=12)
-    yield Experiment("hippocampus_unet_authors", "U-Net, our training", _AUTHORS, "unet", _UNET, minutes=12)
+    longer = _with(_SMALL_UNET, train=_SMALL_UNET["train"] | {"iterations": 6000})
+    large = "U-Net of full size, our training"
+    yield Experiment("hippocampus_unet_plain", "U-Net", _AUTHORS, "unet_plain", longer, minutes=9)
+    yield Experiment("hippocampus_unet_authors", "U-Net, our training", _AUTHORS, "unet", longer, minutes=9)
+    yield Experiment("hippocampus_unet_large_authors", large, _AUTHORS, "unet", _UNET, minutes=22)
     yield Experiment("hippocampus_best_authors", "ours, best", _AUTHORS, BEST, minutes=13)
     twice = {"train": {"iterations": 20_000}}
     yield Experiment(
@@ -106,7 +109,6 @@ def _rows() -> Iterator[Experiment]:
     yield Experiment("hippocampus_lean_authors", "ours, lean", _AUTHORS, LEAN, minutes=7)
     yield Experiment("hippocampus_best", "ours, best", _PERSON, BEST, minutes=13)
     yield Experiment("hippocampus_lean", "ours, lean", _PERSON, LEAN, minutes=7)
-    longer = _with(_SMALL_UNET, train=_SMALL_UNET["train"] | {"iterations": 6000})
     yield Experiment("hippocampus_unet", "U-Net, our training", _PERSON, "unet", longer, minutes=9)
     yield Experiment("hippocampus_lean_by_volume", "ours, lean", _VOLUME, LEAN, minutes=7)
     yield Experiment(
