@@ -103,6 +103,18 @@ def trainings(
             yield Training(experiment, seed, fold, root / f"seed_{seed}" / fold, split)
 
 
+def finished(experiment: Experiment, runs: Path) -> list[Training]:
+    """Experiment -> the finished trainings of its first seed.
+
+    Raises:
+        InputError: If there are none.
+    """
+    done = [t for t in trainings(experiment, runs) if t.finished and t.seed == experiment.seeds[0]]
+    if not done:
+        raise InputError(f"{runs / experiment.name}: no finished run; train it first")
+    return done
+
+
 def configuration(experiment: Experiment, data: Fingerprint, seed: int, *, quick: bool = False) -> RunConfig:
     """Experiment, fingerprint of its data and a seed -> the complete configuration.
 

@@ -26,7 +26,7 @@ from mednca.metrics import dice_score
 from mednca.slices import smoothed
 from reproduce.catalogue import Experiment, find
 from reproduce.folds import load
-from reproduce.runs import trainings
+from reproduce.runs import finished
 from reproduce.stored import RESULTS
 
 
@@ -40,11 +40,8 @@ def measure(experiment: Experiment, data_root: Path, runs: Path, most: int) -> d
     from mednca.modelfile import load_model
     from mednca.predict import Predictor, decide, largest_component
 
-    folds = load(experiment.split)
-    by_id = {case.id: case for case in folds.cases(data_root).cases}
-    done = [t for t in trainings(experiment, runs) if t.finished and t.seed == experiment.seeds[0]]
-    if not done:
-        raise InputError(f"{runs / experiment.name}: no finished run; train it first")
+    done = finished(experiment, runs)
+    by_id = {case.id: case for case in load(experiment.split).cases(data_root).cases}
     rows: dict[str, dict[str, float]] = {}
     for training in done:
         model = load_model(training.path)
