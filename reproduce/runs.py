@@ -293,8 +293,8 @@ def device_name(device: str) -> str:
 def extra(experiment: Experiment, training: Training, root: Path) -> dict[str, dict[str, float]]:
     """Trained run -> case -> scores beyond those of the report.
 
-    `soft_slices` is the paper's Dice where a recipe stretches slices as the paper does: soft, on the
-    stretched slices. The fetal head has its circumference; see `circumference.py`."""
+    `soft_slices` is the paper's Dice where a recipe stretches slices as the paper does, whole ones: soft, on
+    the stretched slices. The fetal head has its circumference; see `circumference.py`."""
     from mednca.cases import find_cases
     from mednca.modelfile import load_model
     from reproduce.circumference import circumferences
@@ -304,7 +304,8 @@ def extra(experiment: Experiment, training: Training, root: Path) -> dict[str, d
     by_id = {case.id: case for case in find_cases(root).cases}
     held_out = [by_id[name] for name in training.split["validation"]]
     found: dict[str, dict[str, float]] = {case.id: {} for case in held_out}
-    if model.config.preprocess.size is not None and model.config.merge:
+    seen = model.config.preprocess
+    if seen.size is not None and seen.roi is None and model.config.merge:
         for case in held_out:
             found[case.id]["soft_slices"] = round(score(model, case)["soft64"], 5)
     if experiment.split == "fetal_head":
