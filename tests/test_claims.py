@@ -82,6 +82,29 @@ def test_the_difference_to_the_authors_checkpoint_is_the_paired_one() -> None:
         assert f"on the {row['n']} that it does not" in README
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("table1/prostate_best", "table1/prostate_unet"),
+        *((f"organs/{name}_best", f"organs/{name}_unet") for name in ("fetal_head", "lungs", "nuclei")),
+        ("table1/hippocampus_best_authors", "table1/hippocampus_unet_authors"),
+        ("table1/hippocampus_best_authors", "table1/hippocampus_unet_large_authors"),
+    ],
+)
+def test_what_a_u_net_beside_it_came_to_is_told(ours: str, theirs: str) -> None:
+    """Its Dice, but where the row tells the difference alone; and the paired difference."""
+    names = " - ".join(path.rpartition("/")[2] for path in (ours, theirs))
+    difference = result("reproduce/results/paired.json")["differences"][names]
+    low, high = difference["ci95"]
+    assert f"{difference['mean']:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}" in README
+    for path in (ours, theirs):
+        stored = result(f"reproduce/results/{path}.json")
+        dice = stored["summary"]["merged"]["dice"]
+        assert stored["missing"] == [] and dice["n"] == difference["n"]
+        if "authors" not in names:
+            assert f"{dice['mean']:.3f} ± {dice['sd']:.3f}" in README
+
+
 def test_how_alike_ten_seeds_are_is_what_they_came_to() -> None:
     series = result("reproduce/results/reliability.json")["series"]
     for name in ("reliability_hippocampus", "reliability_hippocampus_official"):
