@@ -26,6 +26,7 @@ HERE = Path(__file__).resolve().parent
 SCRIPTS = {
     "hippocampus": ("hippocampus_oof.json", "6 trainings of about 16 min"),
     "official": ("official.json", "about 10 min"),
+    "shipped": ("../../src/mednca/models/nuclei.safetensors", "about 10 min, after organs"),
     "int16": ("int16.json", "about 3 min, after hippocampus"),
     "gate": ("gate.json", "about 2 min, after hippocampus"),
     "fig4": ("fig4.json", "about 2 min"),
@@ -33,6 +34,7 @@ SCRIPTS = {
     "paired": ("paired.json", "seconds, from stored results"),
     "leak": ("leak.json", "seconds, from stored results"),
     "steps": ("steps.json", "minutes, after table1"),
+    "smoothing": ("smoothing.json", "minutes, after table1"),
     "fig5": ("fig5.json", "hours, after table1"),
     "fig6": ("fig6.json", "hours, after table1"),
     "trust": ("trust.json", "an hour, after table1"),

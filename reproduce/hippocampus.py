@@ -37,37 +37,16 @@ from mednca import __version__
 from mednca.cases import CaseSet, find_cases
 from mednca.checkpoint import RunFolder
 from mednca.evaluate import evaluate
-from mednca.files import atomic_write, read_json, replacing
-from mednca.modelfile import SHIPPED, ModelFile, load_model, save_model
+from mednca.files import read_json, replacing
+from mednca.modelfile import load_model
 from mednca.predict import Predictor, with_ensemble
-from mednca.recipes import native
-from mednca.report import Report, merge_reports
-from mednca.train import train
+from mednca.report import MERGED, Report, merge_reports
 from reproduce.catalogue import find
 from reproduce.runs import run
+from reproduce.shipped import TOLD, ship, train_on_all
 
 RESULTS = Path(__file__).parent / "results"
 EXPERIMENT, DATA = "hippocampus_best", "Task04_Hippocampus"
-#: The scores that go into the model's card.
-TOLD = ("dice", "iou", "nsd", "hd95_mm", "assd_mm", "volume_error", "soft_dice")
-
-CARD = {
-    "name": "hippocampus",
-    "description": (
-        "Hippocampus (anterior and posterior as one) in T1-weighted MRI that is cropped around it, "
-        "about 35 x 50 x 36 mm"
-    ),
-    "data": "Medical Segmentation Decathlon, Task04 Hippocampus (208 labelled volumes of its training part)",
-    "licence": "CC-BY-SA 4.0, as the data it was trained on",
-    "attribution": (
-        "Antonelli M. et al., The Medical Segmentation Decathlon, Nature Communications 13, 4128 (2022); "
-        "Simpson A. L. et al., arXiv:1902.09063 (2019). Method: Kalkhof J. et al., Med-NCA, IPMI 2023"
-    ),
-    "intended_use": (
-        "Research and teaching, on crops like those of Task04. Not a medical device; not for whole heads, "
-        "other contrasts than T1 or other organs"
-    ),
-}
 
 
 def main() -> None:
@@ -82,7 +61,7 @@ def main() -> None:
     (experiment,) = find([EXPERIMENT])
     run(experiment, arguments.data_root, arguments.runs)
     cases = find_cases(arguments.data_root / DATA, group="pairs", require_labels=True)
-    train(cases, arguments.runs / "hippocampus", native, validation=0, resume=True)
+    train_on_all("hippocampus", arguments.data_root, arguments.runs)
     folds = arguments.runs / EXPERIMENT / "seed_0"
     report = merge_reports(
         {
@@ -98,9 +77,7 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     report.write(RESULTS / "hippocampus_oof.json", force=True)
     draw(folds)
-    model = with_card(load_model(arguments.runs / "hippocampus"), report)
-    save_model(SHIPPED / "hippocampus.safetensors", model)
-    atomic_write(SHIPPED / "hippocampus.md", page(model))
+    ship("hippocampus", arguments.runs, report.summary[MERGED], len(report.cases))
     print(report.table())
     print(json.dumps(told["minutes"]))
 
@@ -164,88 +141,6 @@ def draw(folds: Path) -> None:
     top.grid(alpha=0.3)
     with replacing(RESULTS / "hippocampus_curves.png") as path:
         figure.savefig(path, dpi=100, format="png")
-
-
-def with_card(model: ModelFile, report: Report) -> ModelFile:
-    """Model trained on all cases and the out-of-fold report -> the model with its card."""
-    summary = report.summary["merged"]
-    scores = {
-        "protocol": (
-            "5 folds by person, out of fold, merged foreground, native grid, "
-            f"mean of {model.config.predict.ensemble} runs of fire masks"
-        ),
-        "cases": len(report.cases),
-    }
-    for name in TOLD:
-        row = summary[name]
-        scores[name] = {key: row[key] for key in ("mean", "sd", "ci95", "min")}
-    return replace(model, card=model.card | CARD | {"scores": scores})
-
-
-def page(model: ModelFile) -> str:
-    """Model with its card -> the card as Markdown."""
-    card, config, scores = model.card, model.config, model.card["scores"]
-    names = {
-        "dice": "Dice",
-        "iou": "IoU",
-        "nsd": "NSD within 1 mm",
-        "hd95_mm": "HD95, mm",
-        "assd_mm": "ASSD, mm",
-        "volume_error": "volume error, relative",
-        "soft_dice": "soft Dice (the paper's; no threshold)",
-    }
-    rows = [
-        "| {} | {:.3f} | {:.3f} | {:.3f} to {:.3f} |".format(names[key], row["mean"], row["sd"], *row["ci95"])
-        for key, row in scores.items()
-        if key in names
-    ]
-    least = scores["dice"]["min"]
-    low, high = card["fingerprint"]["size_mm"]
-    size = " x ".join(f"{a:.0f}-{b:.0f}" for a, b in zip(low, high, strict=True))
-    steps = ", ".join(str(count) for count in config.model.steps)
-    cuts = ", ".join(("sagittal", "coronal", "axial")[axis] for axis in config.preprocess.axes)
-    return "\n".join(
-        [
-            f"# {card['name']}",
-            "",
-            f"{card['description']}. **Not a medical device.**",
-            "",
-            "| | |",
-            "|---|---|",
-            f"| model | Med-NCA, {model.parameters:,} parameters, {len(config.model.scales)} levels of "
-            f"{steps} steps, hash `{model.hash}` |",
-            f"| input | one T1 channel, 1 mm; {cuts} slices with one neighbour on each side |",
-            f"| trained on | {len(card['training_cases'])} volumes, field of view {size} mm (axes R, A, S) |",
-            f"| data | {card['data']} |",
-            f"| licence | {card['licence']} |",
-            f"| attribution | {card['attribution']} |",
-            f"| intended use | {card['intended_use']} |",
-            f"| training | recipe `{config.recipe}`, {config.train.iterations:,} iterations of "
-            f"{config.train.batch_size} slices, seed {config.train.seed} |",
-            "",
-            "## What it scores",
-            "",
-            f"{scores['protocol']}. The model here was trained on all of them by the same recipe, so these "
-            "are the figures of the recipe, not those of this very file. The figures lean a little to the "
-            "good side: the recipe was chosen in trials on two of these folds (`reproduce/experiments/`). "
-            "What one run of fire masks gives stands in the report below under `single_run`.",
-            "",
-            "| | mean | sd | 95 % interval of the mean |",
-            "|---|---|---|---|",
-            *rows,
-            "",
-            f"The worst of the {scores['cases']} cases has Dice {least:.3f}. Every case is in "
-            "`reproduce/results/hippocampus_oof.json`; the command is in `reproduce/hippocampus.py`.",
-            "",
-            "## Where it fails",
-            "",
-            "It was trained on crops around the hippocampus at 1 mm. On a whole head, another contrast or "
-            "another organ it still draws something. `mednca predict` warns where spacing or field of view "
-            "lie far outside the training scans; it does not know other contrasts. The hippocampi are one "
-            "class; left and right, anterior and posterior are not told apart.",
-            "",
-        ]
-    )
 
 
 if __name__ == "__main__":

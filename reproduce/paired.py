@@ -45,6 +45,7 @@ COMPARISONS = (
     Comparison("hippocampus_best", "hippocampus_unet"),
     Comparison("hippocampus_best_authors", "hippocampus_unet_authors"),
     Comparison("hippocampus_best_authors", "hippocampus_unet_plain"),
+    Comparison("hippocampus_best_authors", "hippocampus_unet_large_authors"),
     Comparison("hippocampus_best_authors", "hippocampus_med_nca"),
     Comparison("hippocampus_lean", "hippocampus_unet"),
     Comparison("hippocampus_best", "hippocampus_nnunet_2d"),

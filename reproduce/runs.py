@@ -103,6 +103,18 @@ def trainings(
             yield Training(experiment, seed, fold, root / f"seed_{seed}" / fold, split)
 
 
+def finished(experiment: Experiment, runs: Path) -> list[Training]:
+    """Experiment -> the finished trainings of its first seed.
+
+    Raises:
+        InputError: If there are none.
+    """
+    done = [t for t in trainings(experiment, runs) if t.finished and t.seed == experiment.seeds[0]]
+    if not done:
+        raise InputError(f"{runs / experiment.name}: no finished run; train it first")
+    return done
+
+
 def configuration(experiment: Experiment, data: Fingerprint, seed: int, *, quick: bool = False) -> RunConfig:
     """Experiment, fingerprint of its data and a seed -> the complete configuration.
 
@@ -281,8 +293,8 @@ def device_name(device: str) -> str:
 def extra(experiment: Experiment, training: Training, root: Path) -> dict[str, dict[str, float]]:
     """Trained run -> case -> scores beyond those of the report.
 
-    `soft_slices` is the paper's Dice where a recipe stretches slices as the paper does: soft, on the
-    stretched slices. The fetal head has its circumference; see `circumference.py`."""
+    `soft_slices` is the paper's Dice where a recipe stretches slices as the paper does, whole ones: soft, on
+    the stretched slices. The fetal head has its circumference; see `circumference.py`."""
     from mednca.cases import find_cases
     from mednca.modelfile import load_model
     from reproduce.circumference import circumferences
@@ -292,7 +304,8 @@ def extra(experiment: Experiment, training: Training, root: Path) -> dict[str, d
     by_id = {case.id: case for case in find_cases(root).cases}
     held_out = [by_id[name] for name in training.split["validation"]]
     found: dict[str, dict[str, float]] = {case.id: {} for case in held_out}
-    if model.config.preprocess.size is not None and model.config.merge:
+    seen = model.config.preprocess
+    if seen.size is not None and seen.roi is None and model.config.merge:
         for case in held_out:
             found[case.id]["soft_slices"] = round(score(model, case)["soft64"], 5)
     if experiment.split == "fetal_head":

@@ -26,7 +26,7 @@ from mednca.files import atomic_write, read_json, replacing
 from mednca.metrics import dice_score
 from reproduce.catalogue import Experiment, find
 from reproduce.folds import load
-from reproduce.runs import trainings
+from reproduce.runs import finished
 from reproduce.stored import RESULTS
 
 if TYPE_CHECKING:
@@ -53,11 +53,8 @@ def measure(experiment: Experiment, data_root: Path, runs: Path, cases: int | No
     from mednca.modelfile import load_model
     from mednca.predict import Predictor
 
-    folds = load(experiment.split)
-    by_id = {case.id: case for case in folds.cases(data_root).cases}
-    done = [t for t in trainings(experiment, runs) if t.finished and t.seed == experiment.seeds[0]]
-    if not done:
-        raise InputError(f"{runs / experiment.name}: no finished run; train it first")
+    done = finished(experiment, runs)
+    by_id = {case.id: case for case in load(experiment.split).cases(data_root).cases}
     rows: dict[str, dict[str, float]] = {}
     for training in done:
         model = load_model(training.path)

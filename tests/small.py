@@ -24,6 +24,7 @@ def tiny_model(
     context: int = 0,
     classes: int = 1,
     card: dict[str, Any] | None = None,
+    smoothing: int = 0,
     **preprocess: Any,
 ) -> ModelFile:
     """A model with random weights that says neither yes nor no everywhere."""
@@ -43,7 +44,7 @@ def tiny_model(
         merge=classes == 1,
         model=config,
         preprocess=PreprocessConfig(modalities=modalities, context=context, **preprocess),
-        predict=PredictConfig(),
+        predict=PredictConfig(smoothing=smoothing),
     )
     return ModelFile(run, weights, {"name": "tiny"} | (card or {}))
 

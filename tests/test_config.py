@@ -68,6 +68,7 @@ predicts = st.builds(
     ensemble=st.integers(1, 9),
     largest_component=st.booleans(),
     mirror=st.lists(st.integers(0, 2), unique=True).map(tuple),
+    smoothing=st.integers(0, 5),
 )
 
 
@@ -190,6 +191,7 @@ def test_what_json_must_not_say_is_one_line_with_its_place(values: Any, message:
         (PredictConfig, {"ensemble": 0}),
         (PredictConfig, {"mirror": (0, 0)}),
         (PredictConfig, {"mirror": (3,)}),
+        (PredictConfig, {"smoothing": -1}),
         (RunConfig, {"labels": ("a", "b")}),
         (RunConfig, {"values": (0,)}),
         (RunConfig, {"values": (256,)}),

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.ndimage import convolve1d
 
 from mednca.errors import InputError
 from mednca.export import export
@@ -67,6 +68,7 @@ MODELS["mirrored, with neighbours"] = replace(
         predict=replace(tiny_model().config.predict, ensemble=8, mirror=(1, 2, 0)),
     ),
 )
+MODELS["smoothed"] = tiny_model(context=1, smoothing=2)
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +91,8 @@ def expected_mask(model: ModelFile, scan: NDArray[np.float32], number: int) -> N
     share = share_with(model, "eager", "cpu")
     shares = predict_slices(share, config, scan, seed=0, ensemble=config.predict.ensemble)
     assert 0.03 < (shares.sum(axis=1) > 0.5).mean() < 0.97  # no trivial mask
+    for _ in range(config.predict.smoothing):
+        shares = convolve1d(shares, [0.25, 0.5, 0.25], axis=0, mode="nearest")
     return decide(shares[number], config.predict.threshold, config.values)
 
 
@@ -242,7 +246,11 @@ int main(void)
 
 
 @pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler called cc")
-@pytest.mark.parametrize("kind", [{}, {"axes": (1, 0, 2), "classes": 2}], ids=["one axis", "three axes"])
+@pytest.mark.parametrize(
+    "kind",
+    [{}, {"axes": (1, 0, 2), "classes": 2}, {"smoothing": 2}],
+    ids=["one axis", "three axes", "smoothed"],
+)
 def test_the_header_s_own_example_compiles_and_makes_the_mask_of_the_package(
     kind: dict[str, Any], tmp_path: Path
 ) -> None:

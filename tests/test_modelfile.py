@@ -21,12 +21,10 @@ from mednca.config import BaselineConfig, RunConfig, TrainConfig, to_dict
 from mednca.errors import InputError
 from mednca.files import atomic_write
 from mednca.modelfile import (
-    SHIPPED,
     ModelFile,
     find_model,
     load_model,
     save_model,
-    shipped_models,
     to_bytes,
 )
 from mednca.nca import MedNCA
@@ -105,11 +103,6 @@ def test_a_model_of_one_axis_is_stored_as_before_there_were_several(tmp_path: Pa
     several = replace(model.config, preprocess=replace(model.config.preprocess, axes=(2, 0, 1)))
     back = load_model(save_model(tmp_path / "b.safetensors", replace(model, config=several)))
     assert back.config == several and back.hash != model.hash
-
-
-@pytest.mark.parametrize("name", shipped_models())
-def test_shipped_models_keep_the_hash_of_their_card(name: str) -> None:
-    assert f"`{load_model(name).hash}`" in (SHIPPED / f"{name}.md").read_text()
 
 
 def test_building_and_loading_leave_torchs_generator_alone(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 from numpy.typing import NDArray
+from scipy.ndimage import convolve1d
 
 from mednca import engine, predict
 from mednca.calibrate import measure_range
@@ -45,6 +46,7 @@ MODELS = {
     "coronal, two classes": tiny_model(classes=2, axes=(1,)),
     "three axes": tiny_model(classes=2, axes=(0, 2, 1), spacing=(1.2, 1.2)),
     "three axes, one size": tiny_model(axes=(2, 0, 1), size=(16, 20)),
+    "smoothed": tiny_model(classes=2, context=1, axes=(1,), smoothing=2),
     "stretched": tiny_model(size=(16, 16), normalise="slice"),
 }
 
@@ -169,6 +171,39 @@ def test_the_seed_names_the_draws_and_an_ensemble_averages_them() -> None:
     assert np.array_equal(one.mask.data, again.mask.data)
     assert not np.array_equal(shares[0], shares[1])
     np.testing.assert_allclose(shares[2], (shares[0] + shares[1]) / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("with_engine", [*ENGINES, pytest.param("int16", marks=needs_engine)])
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("axes", [(0,), (1, 2), (2,)], ids=str)
+def test_smoothing_averages_neighbouring_slices(axes: tuple[int, ...], times: int, with_engine: str) -> None:
+    """By definition: what scipy makes of the probabilities of the model that does not smooth."""
+    volume = Volume(
+        np.random.default_rng(3).random((1, 9, 11, 8)).astype(np.float32),
+        np.array([[0, -1.0, 0, 5], [1.0, 0, 0, 7], [0, 0, 2.0, 1], [0, 0, 0, 1]]),
+    )
+    file = tiny_model(classes=2, axes=axes, roi=(0, 1, 0.1, 0.9, 0, 0.7))
+    images = [prepare_image(volume, view) for view in file.config.preprocess.views]
+    file = replace(file, range=measure_range(file, images))
+    plain = Predictor(file, engine=with_engine, probability=True).predict(volume)
+    settings_ = replace(file.config.predict, smoothing=times)
+    smooth = replace(file, config=replace(file.config, predict=settings_))
+    found = Predictor(smooth, engine=with_engine, probability=True).predict(volume)
+    assert plain.probability is not None and found.probability is not None
+    inside = plain.probability.canonical().data.any(axis=0)
+    assert not inside.all()
+    corners = [np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    box = (slice(None), *(slice(where[0], where[-1] + 1) for where in corners))
+    expected = plain.probability.canonical().data[box].astype(np.float64)
+    for _ in range(times):
+        expected = convolve1d(expected, [0.25, 0.5, 0.25], axis=1 + axes[0], mode="nearest")
+    shares = found.probability.canonical().data
+    np.testing.assert_allclose(shares[box], expected, atol=1e-6)
+    assert np.abs(expected - plain.probability.canonical().data[box]).max() > 0.05
+    decided = decide(shares, 0.5, (1, 2))
+    assert np.array_equal(found.mask.canonical().data[0], decided) and decided[box[1:]].any()
+    decided[box[1:]] = 0
+    assert not decided.any()
 
 
 @pytest.mark.parametrize("with_engine", [*ENGINES, pytest.param("int16", marks=needs_engine)])

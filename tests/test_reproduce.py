@@ -14,8 +14,12 @@ import pytest
 
 from mednca.cases import Case, split_folds
 from mednca.checkpoint import RunFolder
+from mednca.dataset import load_scan
 from mednca.errors import InputError
+from mednca.metrics import dice_score
+from mednca.modelfile import load_model
 from mednca.plan import Fingerprint
+from mednca.predict import Predictor
 from mednca.report import MERGED, Report, merge_reports, summarise
 from mednca.rule import parameters
 from mednca.train import train
@@ -30,6 +34,7 @@ from reproduce import (
     organs,
     paired,
     runs,
+    smoothing,
     steps,
     table1,
     trials,
@@ -295,6 +300,24 @@ def test_steps_change_the_steps_and_nothing_else(world: Any) -> None:
     report = Report.from_json((root / "runs/blobs_tiny/seed_0/fold_0/report.json").read_text())
     (name, row), *_ = found["cases"].items()
     assert row["100"] == pytest.approx(report.cases[name][MERGED]["dice"], abs=1e-5)
+
+
+def test_smoothing_is_judged_as_a_model_that_smooths_would_be(world: Any) -> None:
+    root, experiment = world
+    found = smoothing.measure(experiment, root, root / "runs", most=2)
+    assert found["folds"] == ["fold_0", "fold_1"] and set(found["means"]) == {"0", "1", "2"}
+    path = root / "runs/blobs_tiny/seed_0/fold_0"
+    report = Report.from_json((path / "report.json").read_text())
+    own = {name: case[MERGED]["dice"] for name, case in report.cases.items()}
+    assert {n: found["cases"][n]["0"] for n in own} == pytest.approx(own, abs=1e-5)
+    model = load_model(path)
+    smooth = replace(model.config, predict=replace(model.config.predict, smoothing=2))
+    predictor = Predictor(replace(model, config=smooth))
+    for case in folds.load(experiment.split).cases(root).cases:
+        if case.id in own:
+            scan = load_scan(case)
+            dice = dice_score(predictor.predict(scan.image).mask.data[0] > 0, scan.label.data[0] > 0)
+            assert found["cases"][case.id]["2"] == pytest.approx(dice, abs=1e-5)
 
 
 # ---- Statistics ----

@@ -349,7 +349,9 @@ def test_the_learning_rate_warms_up_and_decays() -> None:
     assert rates[0] == pytest.approx(0.1) and max(rates) == rates[10] == pytest.approx(1)
     assert rates[55] == pytest.approx(0.5) and 0 < rates[99] < 0.001
     twice = replace(settings_, iterations=200, cycles=2)
-    assert [learning_rate(twice, i) for i in range(200)] == pytest.approx([*rates, *(rate / 2 for rate in rates)])
+    assert [learning_rate(twice, i) for i in range(200)] == pytest.approx(
+        [*rates, *(rate / 2 for rate in rates)]
+    )
     thrice = [learning_rate(replace(settings_, cycles=3), i) for i in range(100)]
     assert thrice[34] == rates[0] / 2 and thrice[33] < 0.01 and thrice[99] > 0  # 34, 34 and 32 iterations
     official = replace(settings_, schedule="exponential")

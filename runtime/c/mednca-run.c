@@ -302,7 +302,8 @@ static void run_info(const mednca_model *model)
            f.hidden, f.depthwise ? "depthwise" : "dense");
     printf("levels        downscaled by %s; steps %s\n", list(scales, sizeof scales, f.scales, f.levels, ", "),
            list(steps, sizeof steps, f.steps, f.levels, "+"));
-    printf("runs          %d%s%s\n", f.ensemble, f.ensemble > 1 ? ", averaged" : "",
+    printf("runs          %d%s%s%s\n", f.ensemble, f.ensemble > 1 ? ", averaged" : "",
+           f.smoothing ? "; neighbouring slices are averaged" : "",
            f.largest_component ? "; only the largest piece is kept" : "");
     printf("--int16       %s\n", f.has_range ? "possible" : "not possible: the model holds no ranges of its states");
     printf("instructions ");

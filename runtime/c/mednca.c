@@ -908,6 +908,53 @@ void mednca_level(const mednca_model *model, int32_t level, float *state, int64_
     wait_for_all(barrier, team);
 }
 
+/* ---- Smooth ---- */
+
+void mednca_smooth(const mednca_job *job, uint8_t *mask, const int64_t *mask_strides, float *probability,
+                   const int64_t *probability_strides)
+{
+    const mednca_model *m = job->model;
+    const mednca_facts *f = &m->facts;
+    const int axis = f->axes[0], rows = axis == 0 ? 1 : 0, columns = axis == 2 ? 1 : 2;
+    const int64_t *first = job->first, *size = job->scan.shape + 1, step = probability_strides[1 + axis];
+    if (!f->smoothing)
+        return;
+    for (int64_t y = first[rows]; y < first[rows] + size[rows]; y++)
+        for (int64_t x = first[columns]; x < first[columns] + size[columns]; x++) {
+            char *line = (char *)probability + first[axis] * step + y * probability_strides[1 + rows] +
+                         x * probability_strides[1 + columns];
+            uint8_t *out = mask + first[axis] * mask_strides[axis] + y * mask_strides[rows] + x * mask_strides[columns];
+            for (int64_t k = 0; k < f->classes; k++)
+                for (int32_t time = 0; time < f->smoothing; time++) {
+                    char *at = line + k * probability_strides[0];
+                    float before, here, after;
+                    memcpy(&before, at, 4);
+                    here = before;
+                    for (int64_t i = 0; i < size[axis]; i++, at += step) {
+                        after = here;
+                        if (i + 1 < size[axis])
+                            memcpy(&after, at + step, 4);
+                        const float mean = 0.25f * (before + after) + 0.5f * here;
+                        memcpy(at, &mean, 4);
+                        before = here;
+                        here = after;
+                    }
+                }
+            for (int64_t i = 0; i < size[axis]; i++) {
+                float sum = 0, most = 0;
+                int64_t best = 0;
+                for (int64_t k = 0; k < f->classes; k++) {
+                    float share;
+                    memcpy(&share, line + k * probability_strides[0] + i * step, 4);
+                    sum += share;
+                    best = k && share > most ? k : best;
+                    most = k && !(share > most) ? most : share;
+                }
+                out[i * mask_strides[axis]] = sum > (float)m->threshold ? f->values[best] : 0;
+            }
+        }
+}
+
 /* ---- The largest piece ---- */
 
 static int32_t root_of(int32_t *memory, int32_t i)

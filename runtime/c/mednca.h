@@ -12,7 +12,8 @@
  *         mednca_slice(&job, i, work, 0, 1, mask, mask_strides, NULL, NULL, &counts);
  *
  * Of a model of several axes (facts.views), all slices along one are run before mednca_turn(&job, view) and those along the
- * next, and mednca_slice() needs memory for the probabilities, in which they are added up.
+ * next, and mednca_slice() needs memory for the probabilities, in which they are added up. So does a model that smooths
+ * (facts.smoothing): after its last slice comes mednca_smooth().
  *
  * Functions that can fail return null, 0 bytes or a status other than 0, and put one line for a person into message.
  */
@@ -31,7 +32,7 @@
 #endif
 
 /* MEDNCA_VERSION: the newest model format that is read; MEDNCA_ABI: rises when a structure or a function here changes. */
-enum { MEDNCA_VERSION = 2, MEDNCA_ABI = 4, MEDNCA_LEVELS = 8, MEDNCA_MODALITIES = 16, MEDNCA_CLASSES = 255, MEDNCA_MESSAGE = 256 };
+enum { MEDNCA_VERSION = 2, MEDNCA_ABI = 5, MEDNCA_LEVELS = 8, MEDNCA_MODALITIES = 16, MEDNCA_CLASSES = 255, MEDNCA_MESSAGE = 256 };
 
 /* Arithmetic of the cells. */
 enum {
@@ -65,7 +66,7 @@ typedef struct {
     int32_t views, axes[3];                                                 /* how many axes slices are cut across; which */
     int32_t image_channels, classes, channels, hidden, depthwise, levels;   /* its rule */
     int32_t scales[MEDNCA_LEVELS], steps[MEDNCA_LEVELS];
-    int32_t ensemble, largest_component, parameters;
+    int32_t ensemble, smoothing, largest_component, parameters;
     uint8_t values[MEDNCA_CLASSES];                                         /* of each class, in the mask */
     int32_t numbers, has_range;                                             /* has_range: int16 is possible */
     double condition[MEDNCA_LEVELS];                                        /* of the rewrite; 0 where it is not used */
@@ -149,13 +150,18 @@ MEDNCA_API void mednca_turn(mednca_job *job, int32_t view);
 
 /* One slice. Its part of the mask, and of the probabilities of the classes unless null, is written: mask voxel (x, y, z)
  * at mask_strides[0 .. 2] bytes, probability (k, x, y, z) at probability_strides[0 .. 3] bytes. counts are added to.
- * largest_component is left to mednca_largest_component().
+ * smoothing is left to mednca_smooth(), largest_component, after that, to mednca_largest_component().
  *
  * With several views probability must not be null: view 0 writes its share of the average there, later ones add theirs, so
  * they come in order, each with all of its slices. The last one writes the mask. */
 MEDNCA_API void mednca_slice(const mednca_job *job, int64_t slice, void *work, int32_t rank, int32_t team, uint8_t *mask,
                              const int64_t *mask_strides, float *probability, const int64_t *probability_strides,
                              mednca_counts *counts);
+
+/* Mask and probabilities, as mednca_slice() has left them -> those of the averages of neighbouring slices along the model's
+ * first axis, with weights 1, 2 and 1, facts.smoothing times. A slice at an end is its own neighbour there. */
+MEDNCA_API void mednca_smooth(const mednca_job *job, uint8_t *mask, const int64_t *mask_strides, float *probability,
+                              const int64_t *probability_strides);
 
 /* Mask (X, Y, Z) -> the same with all but the largest piece of its foreground (joined by faces) removed.
  * memory: 4 bytes for each voxel, zeroed or not. */

@@ -161,6 +161,9 @@ static int read_config(mednca_model *m, Json config, char *message, size_t size)
         return fail(message, size, "the model's threshold or ensemble is missing or out of range");
     if (!read_mirrors(m, predict))
         return fail(message, size, "the axes that the model's runs mirror must be different ones of 0, 1 and 2");
+    f->smoothing = 0; /* a file may leave it out */
+    if (member(predict, "smoothing").at && !whole(predict, "smoothing", 0, 1000, &f->smoothing))
+        return fail(message, size, "how often the model's slices are smoothed must be a whole number from 0 to 1000");
     f->largest_component = is(member(predict, "largest_component"), "true");
     if (numbers(member(config, "values"), x, 256) != f->classes)
         return fail(message, size, "the model must have a mask value for each class");

@@ -180,7 +180,7 @@ typedef struct {
     int64_t together;   /* the one that all work on */
     size_t sizes[THREADS];
     uint8_t *mask;
-    float *shares; /* of a model of several views: where their probabilities are added up; else null */
+    float *shares; /* the probabilities, of a model that needs them: of several views, or one that smooths; else null */
     int64_t strides[3], share_strides[4];
 } labour;
 
@@ -285,6 +285,8 @@ static int run_slices(labour *l, const mednca_model *model, const mednca_scan *s
     }
     end_progress();
     if (!counts->broken) {
+        if (l->shares)
+            mednca_smooth(&job, l->mask, l->strides, l->shares, l->share_strides);
         warn_at_border(l, scan, set->scan);
         return 0;
     }
@@ -318,7 +320,8 @@ uint8_t *segment(const mednca_model *model, const nifti_image *image, const sett
         l.alone = alone > l.alone ? alone : l.alone;
     }
     /* 4 bytes of each voxel: its piece, or its probabilities, which are not needed any more when pieces are looked for */
-    const size_t numbers = facts.views > 1 ? (size_t)facts.classes : facts.largest_component ? 1 : 0;
+    const int shares = facts.views > 1 || facts.smoothing;
+    const size_t numbers = shares ? (size_t)facts.classes : facts.largest_component ? 1 : 0;
     uint8_t *mask = allocate(voxels, 0);
     const int fits = 4.0 * (double)voxels * (double)numbers < (double)SIZE_MAX / 2;
     void *four = mask && numbers && fits ? allocate(4 * voxels * numbers, voxels) : NULL;
@@ -328,7 +331,7 @@ uint8_t *segment(const mednca_model *model, const nifti_image *image, const sett
     failed = failed || reserve(&l, model, &scan, voxels + 4 * voxels * numbers, message, message_size);
     if (!failed) {
         l.mask = nifti_turn_mask(image, mask, l.strides);
-        if (facts.views > 1)
+        if (shares)
             l.shares = (float *)four + (l.mask - mask);
         l.share_strides[0] = 4 * (int64_t)voxels;
         for (int i = 0; i < 3; i++)

@@ -19,6 +19,8 @@ def describe(model: ModelFile) -> str:
     decision = [f"threshold {config.predict.threshold:g}"]
     if config.predict.ensemble > 1:
         decision.append(f"mean of {config.predict.ensemble} runs")
+    if config.predict.smoothing:
+        decision.append(f"neighbouring slices averaged {config.predict.smoothing} times")
     if config.predict.largest_component:
         decision.append("largest component only")
     labels = zip(config.values, config.labels, strict=True)

@@ -76,8 +76,8 @@ class TrainConfig:
         foreground: Share of the slices, and of the patches, that are drawn around the foreground.
         learning_rate: Peak rate of Adam.
         betas: Of Adam. The official 0.5, 0.5 are a cause of its divergence.
-        schedule: "cosine" warms up and decays to zero, `cycles` times; "exponential" multiplies by 0.9999 per iteration
-            (official).
+        schedule: "cosine" warms up and decays to zero, `cycles` times; "exponential" multiplies by 0.9999
+            per iteration (official).
         warmup: Iterations of linear warm-up.
         clip: Largest norm of the gradient; 0 does not clip.
         ema: Decay of the running mean of the weights, which is what is kept; 0 keeps the last weights.
@@ -175,18 +175,24 @@ class PredictConfig:
         mirror: Axes of the RAS+ volume along which runs see the scan mirrored, and their answer mirrored
             back: run i along the k-th of them where bit k of i is set, so the first sees it as it is.
         largest_component: Whether only the largest connected piece of the foreground is kept.
+        smoothing: How often the probabilities of neighbouring slices along the main axis are averaged, with
+            weights 1, 2 and 1; a slice at an end is its own neighbour there. 2 is about a Gaussian with a
+            standard deviation of one slice.
     """
 
     threshold: float = 0.5
     ensemble: int = 1
     largest_component: bool = False
     mirror: tuple[int, ...] = field(default=(), metadata={"later": True})
+    smoothing: int = field(default=0, metadata={"later": True})
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold < 1 or self.ensemble < 1:
             raise ValueError(
                 f"threshold must be in (0, 1) and ensemble >= 1, got {self.threshold} and {self.ensemble}"
             )
+        if not 0 <= self.smoothing <= 1000:
+            raise ValueError(f"smoothing must be from 0 to 1000, got {self.smoothing}")
         if len(set(self.mirror)) < len(self.mirror) or not set(self.mirror) <= {0, 1, 2}:
             raise ValueError(f"mirror must be none or some of 0, 1 and 2, each once, got {self.mirror}")
 

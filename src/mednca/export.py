@@ -187,6 +187,7 @@ def facts(model: ModelFile, level: int) -> dict[str, str]:
         "threshold": repr(config.predict.threshold),
         "ensemble": config.predict.ensemble,
         "mirror": config.predict.mirror or None,
+        "smoothing": config.predict.smoothing or None,
         "largest_component": config.predict.largest_component,
         "licence": card.get("licence"),
         "attribution": card.get("attribution"),
@@ -275,6 +276,11 @@ def _runs(predict: PredictConfig, axes: int) -> str:
             f"So are, voxel by voxel in the grid of the scan, those of the slices along the {axes} axes "
             "(`example.py` looks along one)."
         )
+    if predict.smoothing:
+        told.append(
+            f"Then, {predict.smoothing} times, those of neighbouring slices are averaged with weights 1, 2 "
+            "and 1; a slice at an end is its own neighbour there."
+        )
     return " ".join(told)
 
 
@@ -339,7 +345,9 @@ def c_header(model: ModelFile, path: Path, out: Path) -> dict[Path, bytes | str]
     if out.is_dir() or out.suffix != ".h":
         raise InputError(f"{out}: --to c makes a header; name a file that ends in .h")
     data, name = path.read_bytes(), "model_" + re.sub(r"\W", "_", out.stem, flags=re.ASCII)
-    told, several = facts(model, 0), len(model.config.preprocess.axes) > 1
+    told, config = facts(model, 0), model.config
+    smooth = _SMOOTH if config.predict.smoothing else ""
+    shares = smooth or len(config.preprocess.axes) > 1
     lines = [f"{told.get('model') or 'Med-NCA model'}, hash {model.hash}; written by mednca {__version__}."]
     for key in ("licence", "attribution", "data", "intended_use"):
         if key in told:
@@ -358,7 +366,7 @@ def c_header(model: ModelFile, path: Path, out: Path) -> dict[Path, bytes | str]
             comment=comment,
             name=name,
             file=out.name,
-            loop=_LOOPS.format(classes=model.config.model.classes) if several else _LOOP,
+            loop=_LOOPS.format(classes=config.model.classes, smooth=smooth) if shares else _LOOP,
             guard=f"{name.upper()}_H",
             size=len(data),
             sha=hashlib.sha256(data).hexdigest(),
@@ -413,7 +421,7 @@ static const unsigned char {name}[{size}] = {{
 #endif
 """
 
-#: The slices along the axis of a model, and along each of several.
+#: The slices along the axis of a model, and along each of several; these, and what smooths, take memory.
 _LOOP = """\
  *         int failed = !work || mednca_begin(model, &scan, work, &job, message, sizeof message);
  *         for (int64_t i = 0; !failed && i < job.slices; i++)
@@ -431,7 +439,11 @@ _LOOPS = """\
  *             for (int64_t i = 0; i < job.slices; i++)
  *                 mednca_slice(&job, i, work, 0, 1, mask, strides, shares, share_strides, &counts);
  *         }}
- *         free(shares);"""
+{smooth} *         free(shares);"""
+_SMOOTH = """\
+ *         if (!failed)
+ *             mednca_smooth(&job, mask, strides, shares, share_strides);
+"""
 
 #: Form -> what makes it: model, its file and the place -> contents by file.
 FORMS: dict[str, Callable[[ModelFile, Path, Path], dict[Path, bytes | str]]] = {

@@ -15,6 +15,7 @@ import onnxruntime
 
 Array = Any  # a NumPy array
 Told = dict[str, str]  # what a file says of itself
+Levels = list[tuple[Any, Told]]  # coarse to fine: the session, and what its file says
 
 
 def absorb(word: Array, value: Array) -> Array:
@@ -55,7 +56,7 @@ def padded(length: int, scale: int) -> tuple[Array, slice]:
     return np.clip(np.arange(size) - start, 0, length - 1), slice(start, start + length)
 
 
-def run(levels: list[tuple[Any, Told]], image: Array, number: int, seed: int) -> Array:
+def run(levels: Levels, image: Array, number: int, seed: int) -> Array:
     """Image (channels, rows, columns) -> probabilities (classes, rows, columns), levels coarse to fine."""
     classes, channels = int(levels[0][1]["classes"]), int(levels[0][1]["channels"])
     state = np.zeros((1, channels, 1, 1), np.float32)
@@ -81,15 +82,10 @@ def mirrors(told: Told, number: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return (0,) * (cut in axes), tuple(place - 2 for place in (0, 1) if plane[place] in axes)
 
 
-def main() -> None:
-    """Do what the first line says."""
-    files = sorted(Path(__file__).parent.glob("level_*.onnx"))
-    sessions = [onnxruntime.InferenceSession(str(file)) for file in files]
-    levels = [(session, session.get_modelmeta().custom_metadata_map) for session in sessions]
+def average(levels: Levels, scan: Array, number: int) -> Array:
+    """Normalised scan (S, M, H, W) and the number of a slice -> its probabilities (K, H, W), averaged over
+    the runs."""
     told = levels[0][1]
-    scan, number = np.load(sys.argv[1]).astype(np.float32), int(sys.argv[2])
-    if told["normalise"] == "volume":
-        scan = np.stack([rescale(channel) for channel in scan.swapaxes(0, 1)], axis=1)
     reach = int(told["context"])  # neighbours on each side come along as further channels
     image = scan[np.clip(np.arange(number - reach, number + reach + 1), 0, len(scan) - 1)]
     if told["normalise"] == "slice":
@@ -102,6 +98,25 @@ def main() -> None:
         named = len(scan) - 1 - number if order else number
         found = run(levels, seen[:, rows][:, :, columns], named, seed)[:, top, left]
         shares = shares + np.flip(found, plane) / runs
+    return shares
+
+
+def main() -> None:
+    """Do what the first line says."""
+    files = sorted(Path(__file__).parent.glob("level_*.onnx"))
+    sessions = [onnxruntime.InferenceSession(str(file)) for file in files]
+    levels = [(session, session.get_modelmeta().custom_metadata_map) for session in sessions]
+    told = levels[0][1]
+    scan, number = np.load(sys.argv[1]).astype(np.float32), int(sys.argv[2])
+    if told["normalise"] == "volume":
+        scan = np.stack([rescale(channel) for channel in scan.swapaxes(0, 1)], axis=1)
+    times = int(told.get("smoothing", 0))  # so many neighbours on each side weigh in
+    first, last = max(0, number - times), min(len(scan) - 1, number + times)
+    slices = np.stack([average(levels, scan, at) for at in range(first, last + 1)])
+    for _ in range(times):
+        edged = np.concatenate([slices[:1], slices, slices[-1:]])
+        slices = 0.25 * (edged[:-2] + edged[2:]) + 0.5 * slices
+    shares = slices[number - first]
     values = np.array(told["values"].split(), np.uint8)[shares.argmax(axis=0)]
     mask = np.where(shares.sum(axis=0) > float(told["threshold"]), values, 0).astype(np.uint8)
     np.save(sys.argv[3], mask)

@@ -102,7 +102,10 @@ class Learner:
         own."""
         settings = self.config.train
         least, largest = settings.step_range
-        if least == largest == 1 or iteration < settings.step_range_from * settings.iterations / settings.cycles:
+        if (
+            least == largest == 1
+            or iteration < settings.step_range_from * settings.iterations / settings.cycles
+        ):
             return None
         rng = np.random.default_rng((settings.seed, self.state.attempt, iteration, 1))
         factor = float(np.exp(rng.uniform(math.log(least), math.log(largest))))

@@ -67,6 +67,8 @@ RARE_COARSE_WEIGHT, RARE_FOREGROUND = 0.3, 0.6
 RARE_TRANSLATION, RARE_BIAS = 0.15, 0.4
 #: There the loss still falls when the learning rate has come down: it rises again, and as long once more.
 RARE_CYCLES = 2
+#: Where slices are cut along one axis alone, neighbouring masks are smoothed so often.
+RARE_SMOOTHING = 2
 #: It is looked for where that of all scans lies, with this margin (a share of the field of view), where that
 #: is less than this share of it.
 MARGIN, LARGEST_ROI = 0.05, 0.7
@@ -195,6 +197,7 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
     canvas = padded_size((sides[0], sides[1]), model.multiple, model.smallest)
     patch = max(limits.patch, 8 * math.ceil(WINDOW * max(canvas) / 8))
     partly = patch**2 < PART * canvas[0] * canvas[1]
+    stacked = rare and len(axes) == 1 and data.shape[axes[0]] > 1
     one_piece = rare and data.one_piece is not None and data.one_piece >= ONE_PIECE
     rows_and_columns = plane_axes(axes[0])
     flip = (0,) if rows_and_columns[0] == 0 else ()
@@ -221,6 +224,7 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
         ),
         predict=PredictConfig(
             ensemble=limits.ensemble,
+            smoothing=RARE_SMOOTHING if stacked else 0,
             largest_component=one_piece,
             mirror=tuple(rows_and_columns[i] for i in flip) if limits.ensemble > 1 else (),
         ),
@@ -289,6 +293,15 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
             "the labels are one piece each, and there is much room for others"
             if one_piece
             else "no cleaning: the labels do not call for it",
+        ),
+        Choice(
+            "smoothing",
+            f"{RARE_SMOOTHING} times" if stacked else "none",
+            "what neighbouring slices say is averaged: where a small organ ends is seen better in several"
+            if stacked
+            else "slices along other axes tell of neighbours"
+            if len(axes) > 1
+            else "the organ is not small, or there are no neighbours",
         ),
         Choice(
             "ensemble",

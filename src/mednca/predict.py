@@ -36,6 +36,7 @@ from mednca.slices import (
     pad_to,
     prepare_image,
     restore,
+    smoothed,
     with_context,
 )
 from mednca.trust import Expected, assess, traits
@@ -308,6 +309,8 @@ class Predictor:
             average += restore(shares, volume, view) / np.float32(len(views))
             if self.signals:
                 spread.add(restore(lookout.in_place(view), volume, view))
+        lines = along_body(average, volume)
+        lines[:] = smoothed(lines, views[0].axis, config.predict.smoothing)
         mask = decide(average, config.predict.threshold, config.values)
         steps = {"steps_run": counts.steps or None, "steps_all": counts.all or None}
         facts: dict[str, Any] = {

@@ -136,6 +136,8 @@ def unet(data: Fingerprint) -> RunConfig:
         model=replace(config.model, scales=(1,), steps=(1,)),
         train=replace(
             config.train,
+            iterations=config.train.iterations // config.train.cycles,
+            cycles=1,
             patch=None,
             learning_rate=3e-4,
             coarse_weight=0.0,
@@ -162,7 +164,7 @@ def unet_plain(data: Fingerprint) -> RunConfig:
         preprocess=replace(config.preprocess, axes=config.preprocess.axes[:1], context=0),
         augment=AugmentConfig((), *8 * (0.0,)),
         train=replace(config.train, foreground=0.0, betas=(0.9, 0.999), clip=0.0, ema=0.0, sentinel=False),
-        predict=replace(config.predict, ensemble=1, mirror=()),
+        predict=replace(config.predict, ensemble=1, mirror=(), smoothing=0),
         baseline=BaselineConfig("unet", copies=3),
     )
 

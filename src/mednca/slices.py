@@ -193,6 +193,16 @@ def with_context(slices: Array, indices: NDArray[np.int64], context: int) -> Arr
     return picked
 
 
+def smoothed(probability: Array, axis: int, times: int) -> Array:
+    """Probabilities (K, X, Y, Z) -> their averages over neighbours along an axis of the volume, with weights
+    1, 2 and 1, so many times; at the ends a voxel is its own neighbour."""
+    lines = np.moveaxis(probability, 1 + axis, -1)
+    for _ in range(times):
+        edged = np.concatenate([lines[..., :1], lines, lines[..., -1:]], axis=-1)
+        lines = np.float32(0.25) * (edged[..., :-2] + edged[..., 2:]) + np.float32(0.5) * lines
+    return np.moveaxis(lines, -1, 1 + axis)
+
+
 def mirrored(image: Array, config: PreprocessConfig, axes: Sequence[int]) -> Array:
     """Image (B, I, H, W) of slices along one axis of the RAS+ volume -> what it would be if the scan was
     mirrored along some axes: in the plane, and, across it, with the neighbours in reverse order."""

@@ -81,6 +81,8 @@ def agree(path: Path, other: Path, least: float = 0.999) -> None:
         {"axes": (1, 2), "classes": 2, "spacing": (1.2, 1.2)},
         {"axes": (2, 1, 0), "size": (20, 16)},
         {"axes": (2, 0), "context": 1, "roi": (0.0, 0.85, 0.15, 1.0, 0.3, 0.7)},
+        {"axes": (1,), "classes": 2, "smoothing": 2, "roi": (0.0, 0.85, 0.15, 1.0, 0.1, 0.9)},
+        {"axes": (2, 1), "smoothing": 1},
     ],
     ids=str,
 )

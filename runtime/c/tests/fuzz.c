@@ -133,7 +133,7 @@ static void make_model(file *f, int depthwise, int several)
         "\\\"hidden\\\": %d, \\\"perception\\\": \\\"%s\\\", \\\"scales\\\": [2, 1], \\\"steps\\\": [%d, %d], "
         "\\\"fire_rate\\\": 0.5}, \\\"preprocess\\\": {\\\"modalities\\\": 1, %s, \\\"context\\\": 0, "
         "\\\"normalise\\\": \\\"%s\\\", \\\"spacing\\\": %s, \\\"size\\\": %s}, \\\"predict\\\": {\\\"threshold\\\": 0.5, "
-        "\\\"ensemble\\\": 1, \\\"largest_component\\\": true}, \\\"values\\\": [1, 2]}, \\\"range\\\": {\\\"levels\\\": "
+        "\\\"ensemble\\\": 1, \\\"smoothing\\\": 2, \\\"largest_component\\\": true}, \\\"values\\\": [1, 2]}, \\\"range\\\": {\\\"levels\\\": "
         "[%s, %s]}}\"}",
         N, H, depthwise ? "depthwise" : "dense", BEGIN_STEPS, BEGIN_STEPS,
         several ? "\\\"axes\\\": [2, 0, 1]" : "\\\"axis\\\": 2", depthwise ? "slice" : "volume",

@@ -152,6 +152,7 @@ def configuration(told: list[dict[str, str]]) -> RunConfig:
         int(first["ensemble"]),
         first["largest_component"] == "True",
         numbers("mirror") or (),
+        int(first.get("smoothing", 0)),
     )
     return RunConfig(
         labels=tuple(first["labels"].split(", ")),

@@ -15,7 +15,7 @@ from typing import Any
 NUMBERS = ("fp32", "int16")
 LEVELS, MODALITIES, CLASSES, MESSAGE = 8, 16, 255, 256
 #: Version of the structures and functions that are declared here.
-ABI = 4
+ABI = 5
 #: Units of `Counts.mean`, `spread` and `axes` in 1.
 UNITS = 1 << 24
 _int32, _int64 = ctypes.c_int32, ctypes.c_int64
@@ -41,7 +41,7 @@ class Facts(ctypes.Structure):
         *((name, _int32) for name in ("image_channels", "classes")),
         *((name, _int32) for name in ("channels", "hidden", "depthwise", "levels")),
         *((name, _int32 * LEVELS) for name in ("scales", "steps")),
-        *((name, _int32) for name in ("ensemble", "largest_component", "parameters")),
+        *((name, _int32) for name in ("ensemble", "smoothing", "largest_component", "parameters")),
         ("values", ctypes.c_uint8 * CLASSES),
         *((name, _int32) for name in ("numbers", "has_range")),
         ("condition", ctypes.c_double * LEVELS),
@@ -132,6 +132,7 @@ def _load() -> ctypes.CDLL | str:
             "begin": (ctypes.c_int, [pointer, scan, pointer, job, *message]),
             "turn": (None, [job, _int32]),
             "slice": (None, [job, _int64, pointer, *member, *pixels, *pixels, counts]),
+            "smooth": (None, [job, pointer, strides, pointer, strides]),
             "largest_component": (None, [pointer, strides, strides, pointer]),
             "level_size": (size, [pointer, *grid, _int32]),
             "level": (

@@ -120,7 +120,7 @@ class Model:
         if probability is not None:
             shares = locate(probability, writable=True)
             check("probability", shares, (self.facts.classes, *source.shape[1:]), FLOAT32, "float32")
-        elif self.facts.views > 1:  # they are added up there
+        elif self.facts.views > 1 or self.facts.smoothing:  # they are added up, or smoothed, there
             numbers = memory(4 * self.facts.classes * math.prod(source.shape[1:]))
             shares = locate(
                 memoryview(numbers).cast("f", (self.facts.classes, *source.shape[1:])), writable=True
@@ -157,6 +157,10 @@ class Model:
             desks = [desk(team)] if team > 1 else [desk(1) for _ in range(min(threads, slices))]
             one = self._worker(job, desks, team, target, shares, counts)
             run_slices(one, slices, team if team > 1 else len(desks), team > 1, told)
+        if shares and self.facts.smoothing:
+            self._library.mednca_smooth(
+                job, target.address, target.stride_array(), shares.address, shares.stride_array()
+            )
         return Counts.total(counts)
 
     def _worker(
