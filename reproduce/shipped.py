@@ -122,11 +122,10 @@ CARDS = {
         "one grey channel, resampled to cells of 12.5 pixels; the mask is drawn on the image's own pixels",
         "Now and then it misses: three of the 120 held-out images have a Dice under 0.5, in two of them it "
         "takes much of the womb for a small head. It has seen the standard plane only, of one hospital's "
-        "machines, in frames of about 800 x 540 pixels. The files do not tell how large a pixel is, so a "
-        "crop or a zoomed frame looks to it like a head of another size. It draws one region and fits no ellipse: "
-        "shadows at the skull can leave a dent, which the ellipse that `reproduce/circumference.py` fits "
+        "machines, in frames of about 800 x 540 pixels. The files do not tell how large a pixel is: a crop "
+        "or a zoomed frame looks to it like a head of another size. It draws one region and fits no "
+        "ellipse; shadows at the skull can leave a dent, which the ellipse of `reproduce/circumference.py` "
         "evens out.",
-        "dent, which the ellipse that `reproduce/circumference.py` fits evens out.",
         unit="pixels",
         report="organs/fetal_head_best.json",
     ),
