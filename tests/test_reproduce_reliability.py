@@ -155,7 +155,7 @@ def test_the_official_training_of_our_model_differs_in_its_training_only() -> No
         assert getattr(theirs.train, name) == getattr(official.train, name) != getattr(ours.train, name), name
     for name in ("iterations", "batch_size", "canvas", "patch", "foreground"):
         assert getattr(theirs.train, name) == getattr(ours.train, name), name
-    assert ours.train.iterations == official.train.iterations == 600
+    assert (ours.train.iterations, official.train.iterations) == (10_000, 600)  # a prostate is learnt slowly
 
 
 # ---- The table ----
