@@ -86,6 +86,7 @@ def test_the_difference_to_the_authors_checkpoint_is_the_paired_one() -> None:
     ("ours", "theirs"),
     [
         ("table1/prostate_best", "table1/prostate_unet"),
+        ("table1/hippocampus_best", "table1/hippocampus_unet"),
         *((f"organs/{name}_best", f"organs/{name}_unet") for name in ("fetal_head", "lungs", "nuclei")),
         ("table1/hippocampus_best_authors", "table1/hippocampus_unet_authors"),
         ("table1/hippocampus_best_authors", "table1/hippocampus_unet_large_authors"),
