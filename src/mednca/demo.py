@@ -218,7 +218,7 @@ def summary(out: Path, data: Path | None, report: Report, seconds: float) -> str
         ("check a folder of your own labelled scans", f"{command} doctor FOLDER"),
         ("this demo on them", "make demo DATA=FOLDER"),
         (
-            "train on them in earnest, with the paper's 70,016 parameters",
+            "train on them in earnest, with settings planned from them",
             f"{command} train FOLDER -o runs/first",
         ),
     ):
