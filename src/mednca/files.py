@@ -92,3 +92,21 @@ def read_lines(path: Path) -> set[str]:
         return {line.strip() for line in path.read_text().splitlines() if line.strip()}
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text ({error})") from error
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    """A file of lines that a killed program may have left, there or not -> its lines. A last line without its
+    end is removed from the file.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    if not path.is_file():
+        return []
+    try:
+        whole, end, torn = path.read_bytes().rpartition(b"\n")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if torn:
+        atomic_write(path, whole + end)
+    return whole.splitlines()

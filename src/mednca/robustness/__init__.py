@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from mednca.cases import Case
 from mednca.dataset import LabelledScan, load_scan
 from mednca.errors import InputError
-from mednca.files import atomic_write
+from mednca.files import whole_lines
 from mednca.metrics import dice_score
 from mednca.perturb import Perturbation, Perturbed, perturb
 from mednca.volume import Volume
@@ -222,16 +222,8 @@ def read_scores(path: Path) -> Scores:
     Raises:
         InputError: If another line is no score.
     """
-    if not path.is_file():
-        return {}
-    try:
-        whole, end, torn = path.read_bytes().rpartition(b"\n")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if torn:
-        atomic_write(path, whole + end)
     scores: Scores = {}
-    for number, line in enumerate(whole.splitlines(), 1):
+    for number, line in enumerate(whole_lines(path), 1):
         try:
             entry = json.loads(line)
             key = Key(*(entry[name] for name in Key._fields))

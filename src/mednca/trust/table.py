@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from mednca.cases import Case
 from mednca.dataset import LabelledScan, load_scan
 from mednca.errors import InputError
-from mednca.files import atomic_write, read_json
+from mednca.files import read_json, whole_lines
 from mednca.metrics import dice_score
 from mednca.modelfile import load_model
 from mednca.perturb import Perturbation, Perturbed, stream
@@ -278,15 +278,7 @@ def read_table(path: Path) -> list[Row]:
     Raises:
         InputError: If another line is no row.
     """
-    if not path.is_file():
-        return []
-    try:
-        whole, end, torn = path.read_bytes().rpartition(b"\n")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if torn:
-        atomic_write(path, whole + end)
-    return list(_rows(path, whole.splitlines()))
+    return list(_rows(path, whole_lines(path)))
 
 
 def _rows(path: Path, lines: Sequence[bytes]) -> Iterator[Row]:
