@@ -88,7 +88,7 @@ class TrainConfig:
         checkpoint_every: Iterations between checkpoints.
         seed: Of everything: weights, samples, augmentation, fire masks.
         precision: Of the products on the CPU. "bfloat16" is faster where the processor has AVX512_BF16; on
-            others cellular automata compute in float32, and a warning says so.
+            others training computes in float32, and a warning says so.
             On CUDA it is bfloat16 for every model. Weights, optimiser and, of cellular automata, states are
             float32 always.
         step_range: Least and largest factor on the steps of every level, drawn anew in each iteration, evenly

@@ -33,7 +33,7 @@ from mednca.evaluate import evaluate
 from mednca.figures import curves
 from mednca.files import atomic_write
 from mednca.fingerprint import Fingerprint
-from mednca.learner import Learner, learning_rate, new_sentinel
+from mednca.learner import Learner, learning_rate, new_sentinel, why_no_autocast
 from mednca.metrics import dice_score
 from mednca.modelfile import ModelFile, save_model, shipped_model, shipped_models
 from mednca.plan import Plan, to_json
@@ -348,17 +348,20 @@ def fit(
     check_device(device)
     settings = config.train
     engine = engine_of(config, device, engine)
-    half = config.is_automaton and settings.precision == "bfloat16"
-    engine_run = choose(device, engine, half=half)
+    half = settings.precision == "bfloat16"
+    engine_run = choose(device, engine, half=half and config.is_automaton)
     canvas = canvas_size(training, config)
     state = run.load() or TrainState()
     state.sentinel = state.sentinel or asdict(new_sentinel(settings))
     learner = Learner(config, state, device, run.begin() if config.train.init else None)
     lines = run.rewind_log(state.logged)
-    if half and (reason := why_no_half(device, engine)):
+    unfit = why_no_half(device, engine) if config.is_automaton else why_no_autocast(device)
+    if half and (reason := unfit):
         told = {"event": "float32 instead of bfloat16", "reason": reason}
         if not any(told.items() <= line.items() for line in lines):
             run.log({"kind": "event", "iteration": state.iteration, "attempt": state.attempt, **told}, state)
+        if not config.is_automaton:  # for automata `choose` has said so
+            logger.warning("training computes in float32, not bfloat16: %s", reason)
     dice = next((e["dice"] for e in reversed(lines) if e["kind"] == "validation"), math.nan)
     bar = tqdm(
         total=settings.iterations,

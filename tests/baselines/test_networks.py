@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from mednca import engine
+import mednca.train as training
+from mednca import engine, learner
 from mednca.augment import sample_batch
 from mednca.baselines import build, from_weights
 from mednca.card import describe
@@ -241,16 +242,6 @@ def test_the_kept_weights_come_with_the_statistics_of_the_norms() -> None:
     assert not torch.equal(learner.mean.network.head.weight, learner.model.network.head.weight)
 
 
-def test_bfloat16_is_used_where_it_is_asked_for(tmp_path: Path) -> None:
-    models = [
-        load_model(run_fit(tmp_path / name, config(precision=name, iterations=2)).model)
-        for name in ("float32", "bfloat16")
-    ]
-    pairs = [(models[0].weights[name], models[1].weights[name]) for name in models[0].weights]
-    assert any(not np.array_equal(a, b) for a, b in pairs)
-    assert all(np.allclose(a, b, atol=0.02) for a, b in pairs)
-
-
 def test_a_unet_learns_and_is_judged_as_any_model(tmp_path: Path) -> None:
     cases = write_cases(tmp_path / "data")
     settings = config(iterations=60, learning_rate=1e-2, batch_size=4)
@@ -261,6 +252,37 @@ def test_a_unet_learns_and_is_judged_as_any_model(tmp_path: Path) -> None:
     held_out = json.loads((tmp_path / "run" / "split.json").read_text())["validation"]
     again = evaluate(Predictor(model), [case for case in cases.cases if case.id in held_out])
     assert again.summary["merged"]["dice"]["mean"] == report.summary["merged"]["dice"]["mean"]
+
+
+@pytest.mark.parametrize("reason", ["", "this processor has no AVX512_BF16"])
+def test_a_unet_is_trained_in_bfloat16_only_where_the_processor_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, reason: str
+) -> None:
+    for module in (learner, training):
+        monkeypatch.setattr(module, "why_no_autocast", lambda device: reason)
+    cases = write_cases(tmp_path / "data", 2)
+    weights = {}
+    for precision in ("float32", "bfloat16"):
+        settings = config(iterations=3, precision=precision)
+        train(cases, tmp_path / precision, lambda data, c=settings: c, validation=0.0, progress=False)
+        weights[precision] = load_model(tmp_path / precision).weights
+    same = [np.array_equal(weights["float32"][name], array) for name, array in weights["bfloat16"].items()]
+    assert all(same) if reason else not all(same)
+    assert all(
+        np.allclose(weights["float32"][name], array, atol=0.02) for name, array in weights["bfloat16"].items()
+    )
+    said = [record.message for record in caplog.records if "float32, not bfloat16" in record.message]
+    logged = (tmp_path / "bfloat16" / "metrics.jsonl").read_text().count("float32 instead of bfloat16")
+    assert (len(said), logged) == ((1, 1) if reason else (0, 0))
+
+
+@pytest.mark.parametrize(("has", "machine"), [(True, "x86_64"), (False, "x86_64"), (False, "aarch64")])
+def test_it_is_the_processor_that_is_asked(monkeypatch: pytest.MonkeyPatch, has: bool, machine: str) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    for name in ("avx512_bf16", "amx_tile"):
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda: has, raising=False)
+    assert bool(learner.why_no_autocast("cpu")) == (machine == "x86_64" and not has)
+    assert not learner.why_no_autocast("cuda:0")
 
 
 def test_seg_nca_learns_with_its_filters_given_and_every_engine_runs_it(tmp_path: Path) -> None:
