@@ -339,6 +339,19 @@ def test_a_rare_foreground_is_learnt_on_whole_slices_and_kept_in_one_piece() -> 
     assert not plan(replace(PROSTATE, share=0.02)).config.predict.largest_component
 
 
+def test_an_organ_in_few_flat_images_is_searched_in_smaller_steps_and_kept_in_one_piece() -> None:
+    flat = replace(PROSTATE, share=0.2, one_piece=1.0, shape=(256, 256, 1), least=None, largest=None)
+    few, many, several = (
+        plan(replace(flat, **changes)).config
+        for changes in ({"slices": 120}, {"slices": 5000}, {"slices": 120, "one_piece": 0.5})
+    )
+    told = [
+        (c.train.batch_size, c.train.iterations, c.predict.largest_component) for c in (few, many, several)
+    ]
+    assert told[0] == (8, 4000, True) and told[2][1:] == (2000, False)
+    assert told[1][0] == told[2][0] > 8 and told[1][1:] == (10_000, True)
+
+
 def test_sizes_vary_in_training_as_they_do_in_files_without_a_spacing() -> None:
     odd = replace(PROSTATE, extent=(50.0, 44.0, 14.0), extent_95=(80.0, 60.0, 20.0))
     assert plan(odd).config.augment.scale == 0.2

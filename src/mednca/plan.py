@@ -72,13 +72,14 @@ RARE_SMOOTHING = 2
 #: It is looked for where that of all scans lies, with this margin (a share of the field of view), where that
 #: is less than this share of it.
 MARGIN, LARGEST_ROI = 0.05, 0.7
-#: Where so many of the labels are one piece, and rare, so is the mask.
+#: Where so many of the labels are one piece, and rare or in flat images, so is the mask.
 ONE_PIECE = 0.98
 #: Sizes are varied by this factor at most, where no spacing is known.
 LARGEST_SCALE = 0.5
 #: Small sets are trained until each slice was seen so often, and no longer than that, but at least...
 VIEWS = 200
-#: ... so many iterations.
+#: ... so many iterations. An organ that may lie anywhere in a flat image takes twice as many to be found, with
+#: smaller batches for as much work.
 LEAST_ITERATIONS = 2000
 
 
@@ -197,8 +198,9 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
     canvas = padded_size((sides[0], sides[1]), model.multiple, model.smallest)
     patch = max(limits.patch, 8 * math.ceil(WINDOW * max(canvas) / 8))
     partly = patch**2 < PART * canvas[0] * canvas[1]
-    stacked = rare and len(axes) == 1 and data.shape[axes[0]] > 1
-    one_piece = rare and data.one_piece is not None and data.one_piece >= ONE_PIECE
+    flat = data.shape[axes[0]] == 1
+    stacked = rare and len(axes) == 1 and not flat
+    one_piece = (rare or flat) and data.one_piece is not None and data.one_piece >= ONE_PIECE
     rows_and_columns = plane_axes(axes[0])
     flip = (0,) if rows_and_columns[0] == 0 else ()
     config = RunConfig(
@@ -239,7 +241,11 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
         )
     while config.train.batch_size > LEAST_BATCH and iteration_seconds(config) > limits.seconds:
         config = replace(config, train=replace(config.train, batch_size=config.train.batch_size - 2))
-    wanted = max(LEAST_ITERATIONS, math.ceil(VIEWS * data.slices / config.train.batch_size))
+    wanted = math.ceil(VIEWS * data.slices / config.train.batch_size)
+    searched = flat and one_piece and wanted < LEAST_ITERATIONS
+    if searched:
+        config = replace(config, train=replace(config.train, batch_size=LEAST_BATCH))
+    wanted = max((1 + searched) * LEAST_ITERATIONS, wanted)
     cycles = RARE_CYCLES if rare else 1
     iterations = cycles * min(limits.iterations, wanted)
     config = replace(config, train=replace(config.train, iterations=iterations, cycles=cycles))
@@ -276,7 +282,8 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
         Choice(
             "batch",
             str(config.train.batch_size),
-            f"about {cost.iteration_seconds:.2f} s an iteration on one core; {limits.seconds} are allowed",
+            f"about {cost.iteration_seconds:.2f} s an iteration on one core; {limits.seconds} are allowed"
+            + ("; small ones, as there are few images" if searched else ""),
         ),
         Choice(
             "training",
@@ -284,6 +291,7 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
             f"each slice about {seen(config, data, len(axes))} times; learning rate to "
             f"{limits.learning_rate:g} and down to 0"
             + (", twice: a rare organ is learnt slowly" if rare else "")
+            + ("; an organ must be found in the whole image first" if searched and not rare else "")
             + (", a loss on every level: the windows show a small part" if partly and not rare else ""),
         ),
         Choice("start", limits.start if start else "random weights", why_start),
