@@ -19,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from reproduce.catalogue import EVERYTHING, Experiment
 from reproduce.runs import how, trainings
 from reproduce.stored import RESULTS, command, read_result, result_path
-from reproduce.tables import why_not
 
 HERE = Path(__file__).resolve().parent
 #: Scripts that make a result of their own -> its file, and what it costs on one core.
@@ -73,7 +72,7 @@ def state(experiment: Experiment, runs: Path, results: Path) -> str:
     told = [f"{stored}/{len(states)} stored"] if stored else []
     told += [f"{finished}/{len(states)} trained"] if finished else []
     told += [text.replace("iteration ", "at ") for text in states if text.startswith("iteration")]
-    return ", ".join(told) or why_not(experiment).removeprefix("not run: ")
+    return ", ".join(told) or experiment.why or "not trained yet"
 
 
 def cost(experiment: Experiment, runs: Path, results: Path = RESULTS) -> float | None:

@@ -9,6 +9,7 @@ from typing import Any
 from mednca.recipes import RECIPES
 from mednca.report import MERGED
 from reproduce.catalogue import Experiment
+from reproduce.folds import load
 from reproduce.stored import command, read_result, result_path
 
 Result = dict[str, Any]
@@ -50,8 +51,16 @@ def why_not(experiment: Experiment) -> str:
     """Experiment without a result -> "not run: reason"."""
     kind = experiment.recipe.partition(":")[0]
     known = experiment.by != "mednca" or experiment.recipe in RECIPES or kind in (*RECIPES, "plan")
-    reason = "not trained yet" if known else f"there is no recipe {experiment.recipe} yet"
+    reason = cost(experiment) if known else f"there is no recipe {experiment.recipe} yet"
     return f"not run: {experiment.why or reason}"
+
+
+def cost(experiment: Experiment) -> str:
+    """Experiment that nobody has trained -> what it would cost."""
+    count = len(experiment.seeds) * len(experiment.folds or load(experiment.split).held_out)
+    if experiment.minutes is None:
+        return "not trained yet"
+    return f"its {count * experiment.minutes:g} core-minutes of training, or more, were not to be had yet"
 
 
 def done(result: Result) -> tuple[str, str]:

@@ -67,6 +67,7 @@ predicts = st.builds(
     threshold=st.floats(0.01, 0.99),
     ensemble=st.integers(1, 9),
     largest_component=st.booleans(),
+    piece=st.sampled_from(["largest", "surest"]),
     mirror=st.lists(st.integers(0, 2), unique=True).map(tuple),
     smoothing=st.integers(0, 5),
 )

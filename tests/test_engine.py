@@ -511,11 +511,62 @@ def test_the_largest_piece_is_that_of_scipy(seed: int, shape: tuple[int, ...], s
     sizes = np.bincount(pieces.ravel())
     sizes[0] = 0
     expected = np.where((pieces == sizes.argmax()) & (mask > 0), mask, 0)
-    assert np.array_equal(in_numpy.largest_component(mask), expected)
+    assert np.array_equal(in_numpy.one_piece(mask), expected)
     if engine.available():
         found = np.asfortranarray(mask)
         engine.largest_component(found)
         assert np.array_equal(found, expected)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.tuples(*[st.integers(1, 9)] * 3),
+    st.floats(0.02, 0.9),
+    st.integers(1, 3),
+)
+def test_the_surest_piece_is_the_one_of_the_highest_mean_of_those_that_are_large(
+    seed: int, shape: tuple[int, int, int], share: float, classes: int
+) -> None:
+    random = np.random.default_rng(seed)
+    mask = (random.random(shape) < share).astype(np.uint8)
+    chances = (random.integers(0, 1 << 10, (classes, *shape)) / 1024 / classes).astype(
+        np.float32
+    )  # exact sums
+    pieces, count = ndimage.label(mask)
+    numbers = np.arange(1, count + 1)
+    expected = mask
+    if count:
+        sizes = ndimage.sum(mask, pieces, numbers)
+        means = ndimage.mean(chances.sum(axis=0, dtype=float), pieces, numbers)
+        kept = numbers[np.where(4 * sizes >= sizes.max(), means, -1).argmax()]
+        expected = np.where(pieces == kept, mask, 0).astype(np.uint8)
+    assert np.array_equal(in_numpy.one_piece(mask, chances.sum(axis=0, dtype=float)), expected)
+    if engine.available():
+        found = np.asfortranarray(mask)
+        engine.surest_component(found, np.asfortranarray(chances))
+        assert np.array_equal(found, expected)
+
+
+@needs_engine
+def test_a_piece_of_no_known_kind_is_refused() -> None:
+    predict = replace(tiny_model().config.predict, largest_component=True, piece="surest")
+    content = to_bytes(replace(tiny_model(), config=replace(tiny_model().config, predict=predict)))
+    assert engine.Model(content).facts.largest_component == 2
+    with pytest.raises(InputError, match="must be the largest or the surest"):
+        engine.Model(content.replace(b"surest", b"finest"))
+
+
+@needs_engine
+def test_probabilities_of_another_shape_are_refused() -> None:
+    mask = np.zeros((2, 3, 4), np.uint8)
+    for wrong in (
+        np.zeros((2, 3, 4), np.float32),
+        np.zeros((1, 2, 3, 5), np.float32),
+        np.zeros((1, 2, 3, 4)),
+    ):
+        with pytest.raises(ValueError, match="must be"):
+            engine.surest_component(mask, wrong)
 
 
 @needs_engine

@@ -329,7 +329,8 @@ def test_a_rare_foreground_is_learnt_on_whole_slices_and_kept_in_one_piece() -> 
     rare = plan(replace(PROSTATE, share=0.02, one_piece=1.0)).config
     assert (rare.train.patch, rare.train.coarse_weight, rare.train.foreground) == (None, 0.3, 0.6)
     assert (rare.train.cycles, rare.train.iterations) == (2, 2 * common.train.iterations)
-    assert rare.augment.bias > common.augment.bias and rare.predict.largest_component
+    assert rare.augment.bias > common.augment.bias
+    assert rare.predict.largest_component and rare.predict.piece == "surest"
     assert (rare.predict.smoothing, common.predict.smoothing) == (2, 0)
     flat = plan(replace(PROSTATE, share=0.02, shape=(256, 256, 1), least=None, largest=None)).config
     assert flat.train.cycles == 2 and flat.predict.smoothing == 0

@@ -22,7 +22,14 @@ from mednca.calibrate import measure_range
 from mednca.errors import InputError
 from mednca.machine import processors
 from mednca.modelfile import ModelFile, save_model
-from mednca.predict import Predictor, decide, largest_component, plausibility, with_ensemble
+from mednca.predict import (
+    Predictor,
+    decide,
+    largest_component,
+    plausibility,
+    surest_component,
+    with_ensemble,
+)
 from mednca.rule import MedNCAConfig, weight_shapes
 from mednca.segment import find_scans, predict_files
 from mednca.slices import prepare_image
@@ -244,6 +251,23 @@ def test_the_largest_component_stays() -> None:
     mask[:2, :2], mask[5:] = 1, 2
     kept = largest_component(mask)
     assert np.array_equal(kept, np.where(np.arange(8)[:, None, None] >= 5, mask, 0))
+
+
+@pytest.mark.parametrize("name", ["auto", "numpy", "eager"])
+def test_the_surest_piece_stays_where_the_model_says_so(name: str) -> None:
+    model = tiny_model()
+    whole = Predictor(model, engine=name, probability=True).predict(scan())
+    assert whole.probability is not None
+    inside, chances = whole.mask.data[0], whole.probability.data
+    kept = {}
+    for piece in ("largest", "surest"):
+        predict = replace(model.config.predict, largest_component=True, piece=piece)
+        changed = replace(model, config=replace(model.config, predict=predict))
+        kept[piece] = Predictor(changed, engine=name).predict(scan())
+        share = kept[piece].mask.data.sum() / inside.sum()
+        assert kept[piece].report["largest_piece"] == pytest.approx(share, abs=1e-6)
+    assert np.array_equal(kept["largest"].mask.data[0], largest_component(inside))
+    assert np.array_equal(kept["surest"].mask.data[0], surest_component(inside, chances))
 
 
 def test_a_scan_far_from_the_training_scans_carries_a_warning() -> None:

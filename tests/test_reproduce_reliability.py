@@ -155,7 +155,7 @@ def test_the_official_training_of_our_model_differs_in_its_training_only() -> No
         assert getattr(theirs.train, name) == getattr(official.train, name) != getattr(ours.train, name), name
     for name in ("iterations", "batch_size", "canvas", "patch", "foreground"):
         assert getattr(theirs.train, name) == getattr(ours.train, name), name
-    assert (ours.train.iterations, official.train.iterations) == (10_000, 600)  # a prostate is learnt slowly
+    assert (ours.train.iterations, official.train.iterations) == (4000, 600)  # a prostate is learnt slowly
 
 
 # ---- The table ----
@@ -211,7 +211,10 @@ def test_the_table_counts_seeds_near_the_median_and_those_that_failed(tmp_path: 
     assert (second["failed"], second["least"], second["re-seeded"]) == ("2", "0.000", "no watch")
     assert "reliability_hippocampus_official, seed 3: failed: gave up." in page
     third = row_of(page, "prostate | official training of our model")
-    assert "not run: not trained yet" in third and f"--only {prostate.name}`" in third[-1]
+    assert (
+        "not run: its 65 core-minutes of training, or more, were not to be had yet" in third
+        and f"--only {prostate.name}`" in third[-1]
+    )
     again = [path.read_bytes() for path in reliability.draw(tmp_path, False)]
     assert again == [path.read_bytes() for path in (data, text, png)]
 

@@ -304,7 +304,9 @@ static void run_info(const mednca_model *model)
            list(steps, sizeof steps, f.steps, f.levels, "+"));
     printf("runs          %d%s%s%s\n", f.ensemble, f.ensemble > 1 ? ", averaged" : "",
            f.smoothing ? "; neighbouring slices are averaged" : "",
-           f.largest_component ? "; only the largest piece is kept" : "");
+           f.largest_component == 2 ? "; only the surest piece is kept"
+           : f.largest_component    ? "; only the largest piece is kept"
+                                    : "");
     printf("--int16       %s\n", f.has_range ? "possible" : "not possible: the model holds no ranges of its states");
     printf("instructions ");
     for (int32_t i = 0; mednca_instructions(i); i++)

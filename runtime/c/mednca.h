@@ -32,7 +32,7 @@
 #endif
 
 /* MEDNCA_VERSION: the newest model format that is read; MEDNCA_ABI: rises when a structure or a function here changes. */
-enum { MEDNCA_VERSION = 2, MEDNCA_ABI = 5, MEDNCA_LEVELS = 8, MEDNCA_MODALITIES = 16, MEDNCA_CLASSES = 255, MEDNCA_MESSAGE = 256 };
+enum { MEDNCA_VERSION = 2, MEDNCA_ABI = 6, MEDNCA_LEVELS = 8, MEDNCA_MODALITIES = 16, MEDNCA_CLASSES = 255, MEDNCA_MESSAGE = 256 };
 
 /* Arithmetic of the cells. */
 enum {
@@ -66,7 +66,7 @@ typedef struct {
     int32_t views, axes[3];                                                 /* how many axes slices are cut across; which */
     int32_t image_channels, classes, channels, hidden, depthwise, levels;   /* its rule */
     int32_t scales[MEDNCA_LEVELS], steps[MEDNCA_LEVELS];
-    int32_t ensemble, smoothing, largest_component, parameters;
+    int32_t ensemble, smoothing, largest_component, parameters;             /* largest_component: 2 for the surest one */
     uint8_t values[MEDNCA_CLASSES];                                         /* of each class, in the mask */
     int32_t numbers, has_range;                                             /* has_range: int16 is possible */
     double condition[MEDNCA_LEVELS];                                        /* of the rewrite; 0 where it is not used */
@@ -150,7 +150,8 @@ MEDNCA_API void mednca_turn(mednca_job *job, int32_t view);
 
 /* One slice. Its part of the mask, and of the probabilities of the classes unless null, is written: mask voxel (x, y, z)
  * at mask_strides[0 .. 2] bytes, probability (k, x, y, z) at probability_strides[0 .. 3] bytes. counts are added to.
- * smoothing is left to mednca_smooth(), largest_component, after that, to mednca_largest_component().
+ * smoothing is left to mednca_smooth(), largest_component, after that, to mednca_largest_component() or
+ * mednca_surest_component().
  *
  * With several views probability must not be null: view 0 writes its share of the average there, later ones add theirs, so
  * they come in order, each with all of its slices. The last one writes the mask. */
@@ -166,6 +167,12 @@ MEDNCA_API void mednca_smooth(const mednca_job *job, uint8_t *mask, const int64_
 /* Mask (X, Y, Z) -> the same with all but the largest piece of its foreground (joined by faces) removed.
  * memory: 4 bytes for each voxel, zeroed or not. */
 MEDNCA_API void mednca_largest_component(uint8_t *mask, const int64_t *shape, const int64_t *strides, int32_t *memory);
+
+/* The same for the surest piece: that of the highest mean probability of the foreground, among those that are at least a
+ * quarter as large as the largest. probability: (classes, X, Y, Z) at probability_strides[0 .. 3] bytes.
+ * memory: 12 bytes for each voxel, zeroed or not. */
+MEDNCA_API void mednca_surest_component(uint8_t *mask, const int64_t *shape, const int64_t *strides, const float *probability,
+                                        const int64_t *probability_strides, int32_t classes, double *memory);
 
 /* ---- Single levels: for tests, benchmarks and calibration ---- */
 

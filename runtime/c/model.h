@@ -165,6 +165,11 @@ static int read_config(mednca_model *m, Json config, char *message, size_t size)
     if (member(predict, "smoothing").at && !whole(predict, "smoothing", 0, 1000, &f->smoothing))
         return fail(message, size, "how often the model's slices are smoothed must be a whole number from 0 to 1000");
     f->largest_component = is(member(predict, "largest_component"), "true");
+    Json piece = member(predict, "piece"); /* a file may leave it out */
+    if (piece.at && !is(piece, "\"largest\"") && !is(piece, "\"surest\""))
+        return fail(message, size, "the piece of the model's mask that is kept must be the largest or the surest");
+    if (f->largest_component && is(piece, "\"surest\""))
+        f->largest_component = 2;
     if (numbers(member(config, "values"), x, 256) != f->classes)
         return fail(message, size, "the model must have a mask value for each class");
     for (int k = 0; k < f->classes; k++) {

@@ -319,9 +319,10 @@ uint8_t *segment(const mednca_model *model, const nifti_image *image, const sett
         size_t alone = slices_alone(scan.shape[1 + facts.axes[view]], set->threads);
         l.alone = alone > l.alone ? alone : l.alone;
     }
-    /* 4 bytes of each voxel: its piece, or its probabilities, which are not needed any more when pieces are looked for */
-    const int shares = facts.views > 1 || facts.smoothing;
-    const size_t numbers = shares ? (size_t)facts.classes : facts.largest_component ? 1 : 0;
+    /* 4 bytes of each voxel: its piece, or its probabilities, which are not needed any more when the largest is looked for;
+     * for the surest they are, and 12 more */
+    const int surest = facts.largest_component == 2, shares = facts.views > 1 || facts.smoothing || surest;
+    const size_t numbers = (surest ? 3 : 0) + (shares ? (size_t)facts.classes : facts.largest_component ? 1 : 0);
     uint8_t *mask = allocate(voxels, 0);
     const int fits = 4.0 * (double)voxels * (double)numbers < (double)SIZE_MAX / 2;
     void *four = mask && numbers && fits ? allocate(4 * voxels * numbers, voxels) : NULL;
@@ -331,14 +332,17 @@ uint8_t *segment(const mednca_model *model, const nifti_image *image, const sett
     failed = failed || reserve(&l, model, &scan, voxels + 4 * voxels * numbers, message, message_size);
     if (!failed) {
         l.mask = nifti_turn_mask(image, mask, l.strides);
-        if (shares)
-            l.shares = (float *)four + (l.mask - mask);
+        if (shares) /* the doubles of the surest piece come first */
+            l.shares = (float *)four + (surest ? 3 * voxels : 0) + (l.mask - mask);
         l.share_strides[0] = 4 * (int64_t)voxels;
         for (int i = 0; i < 3; i++)
             l.share_strides[1 + i] = 4 * l.strides[i];
         failed = run_slices(&l, model, &scan, facts.views, set, counts, message, message_size);
     }
-    if (!failed && facts.largest_component) /* in the file's axes, whose order decides between pieces of one size */
+    if (!failed && surest) {
+        const int64_t n = (int64_t)voxels, apart[4] = {4 * n, 4 * strides[0], 4 * strides[1], 4 * strides[2]};
+        mednca_surest_component(mask, shape, strides, (float *)four + 3 * n, apart, facts.classes, four);
+    } else if (!failed && facts.largest_component) /* in the file's axes, whose order decides between pieces of one size */
         mednca_largest_component(mask, shape, strides, four);
     for (int32_t i = 0; i < l.threads; i++)
         free(l.memory[i]);

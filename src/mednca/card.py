@@ -22,7 +22,7 @@ def describe(model: ModelFile) -> str:
     if config.predict.smoothing:
         decision.append(f"neighbouring slices averaged {config.predict.smoothing} times")
     if config.predict.largest_component:
-        decision.append("largest component only")
+        decision.append(f"{config.predict.piece} component only")
     labels = zip(config.values, config.labels, strict=True)
     rows = {
         "model": f"{card.get('name') or 'unnamed'} ({model.hash})",

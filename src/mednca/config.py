@@ -174,7 +174,9 @@ class PredictConfig:
         ensemble: Runs with other fire masks whose probabilities are averaged.
         mirror: Axes of the RAS+ volume along which runs see the scan mirrored, and their answer mirrored
             back: run i along the k-th of them where bit k of i is set, so the first sees it as it is.
-        largest_component: Whether only the largest connected piece of the foreground is kept.
+        largest_component: Whether only one connected piece of the foreground is kept.
+        piece: Which: the largest, or the surest, which has the highest mean probability of those that are at
+            least a quarter as large as the largest.
         smoothing: How often the probabilities of neighbouring slices along the main axis are averaged, with
             weights 1, 2 and 1; a slice at an end is its own neighbour there. 2 is about a Gaussian with a
             standard deviation of one slice.
@@ -185,6 +187,7 @@ class PredictConfig:
     largest_component: bool = False
     mirror: tuple[int, ...] = field(default=(), metadata={"later": True})
     smoothing: int = field(default=0, metadata={"later": True})
+    piece: Literal["largest", "surest"] = field(default="largest", metadata={"later": True})
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold < 1 or self.ensemble < 1:
@@ -193,6 +196,8 @@ class PredictConfig:
             )
         if not 0 <= self.smoothing <= 1000:
             raise ValueError(f"smoothing must be from 0 to 1000, got {self.smoothing}")
+        if self.piece not in ("largest", "surest"):
+            raise ValueError(f"piece must be 'largest' or 'surest', got {self.piece!r}")
         if len(set(self.mirror)) < len(self.mirror) or not set(self.mirror) <= {0, 1, 2}:
             raise ValueError(f"mirror must be none or some of 0, 1 and 2, each once, got {self.mirror}")
 

@@ -189,6 +189,7 @@ def facts(model: ModelFile, level: int) -> dict[str, str]:
         "mirror": config.predict.mirror or None,
         "smoothing": config.predict.smoothing or None,
         "largest_component": config.predict.largest_component,
+        "piece": config.predict.piece if config.predict.largest_component else None,
         "licence": card.get("licence"),
         "attribution": card.get("attribution"),
         "data": card.get("data"),
@@ -240,7 +241,7 @@ def page(model: ModelFile, names: Sequence[str]) -> str:
         values=", ".join(f"{v} {name}" for v, name in zip(config.values, config.labels, strict=True)),
         prepare="; ".join(line for line in prepare if line),
         runs=_runs(config.predict, len(pre.axes)),
-        component=_COMPONENT if config.predict.largest_component else "",
+        component=_COMPONENTS[config.predict.piece] if config.predict.largest_component else "",
         licence=told.get("licence") or "not stated",
         attribution=told.get("attribution") or "not stated",
         data=told.get("data") or "not stated",
@@ -331,9 +332,12 @@ Model: {licence}. Attribution: {attribution}. Data: {data}. Intended use: {use}.
 
 The same facts stand in the metadata of each file, as text.
 """
-_COMPONENT = (
-    "6. Of the mask of the whole scan only the largest connected piece is kept (`example.py` does not).\n"
-)
+_COMPONENTS = {
+    "largest": "6. Of the mask of the whole scan only the largest connected piece is kept (`example.py` does "
+    "not).\n",
+    "surest": "6. Of the mask of the whole scan only one connected piece is kept: that of the highest mean "
+    "probability, of those that are at least a quarter as large as the largest (`example.py` does not).\n",
+}
 _WHOLE: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
 
 

@@ -78,8 +78,8 @@ ONE_PIECE = 0.98
 LARGEST_SCALE = 0.5
 #: Small sets are trained until each slice was seen so often, and no longer than that, but at least...
 VIEWS = 200
-#: ... so many iterations. An organ that may lie anywhere in a flat image takes twice as many to be found, with
-#: smaller batches for as much work.
+#: ... so many iterations. An organ that may lie anywhere in a flat image takes twice as many to be found,
+#: with smaller batches for as much work.
 LEAST_ITERATIONS = 2000
 
 
@@ -228,6 +228,7 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
             ensemble=limits.ensemble,
             smoothing=RARE_SMOOTHING if stacked else 0,
             largest_component=one_piece,
+            piece="surest" if one_piece else "largest",
             mirror=tuple(rows_and_columns[i] for i in flip) if limits.ensemble > 1 else (),
         ),
     )
@@ -297,7 +298,7 @@ def plan(data: Fingerprint, budget: str = "best") -> Plan:
         Choice("start", limits.start if start else "random weights", why_start),
         Choice(
             "mask",
-            "largest piece" if one_piece else "as it is",
+            "surest piece" if one_piece else "as it is",
             "the labels are one piece each, and there is much room for others"
             if one_piece
             else "no cleaning: the labels do not call for it",

@@ -198,7 +198,10 @@ class Predictor:
         if config.predict.largest_component:
             body = along_body(mask[None], volume)[0]
             before = np.count_nonzero(body)
-            body[...] = largest_component(body)
+            if config.predict.piece == "surest":
+                body[...] = surest_component(body, along_body(probability, volume))
+            else:
+                body[...] = largest_component(body)
             largest = np.count_nonzero(body) / before if before else 1.0
         voxel_ml = float(abs(np.linalg.det(volume.affine[:3, :3]))) / 1000
         voxels = {name: int((mask == k).sum()) for k, name in self.labels.items()}
@@ -254,7 +257,8 @@ class Predictor:
         """Scan -> mask, probabilities if wanted, and counts, all in C and in the grid of the scan."""
         assert self.threads is not None
         mask = np.zeros((1, *volume.shape), np.uint8)
-        classes = self.file.config.model.classes if self.probability or self._judges else 0
+        surest = self.file.config.predict.largest_component and self.file.config.predict.piece == "surest"
+        classes = self.file.config.model.classes if self.probability or self._judges or surest else 0
         probability = np.zeros((classes, *volume.shape), np.float32)
         views = len(self.file.config.preprocess.views)
         several = 1 + (views > 1) if self.probability and self.signals else 0
@@ -609,9 +613,19 @@ def largest_component(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
     Voxels are joined by their faces; of two pieces of one size the one with the first voxel stays.
     """
     if not engine.available():
-        return in_numpy.largest_component(mask)
+        return in_numpy.one_piece(mask)
     found = mask.copy()
     engine.largest_component(found)
+    return found
+
+
+def surest_component(mask: NDArray[np.uint8], probability: Array) -> NDArray[np.uint8]:
+    """Mask (X, Y, Z) and probabilities (K, X, Y, Z) -> the mask with all but its surest piece removed: that
+    of the highest mean probability, of those that are at least a quarter as large as the largest."""
+    if not engine.available():
+        return in_numpy.one_piece(mask, probability.sum(axis=0, dtype=float))
+    found = mask.copy()
+    engine.surest_component(found, np.ascontiguousarray(probability, np.float32))
     return found
 
 

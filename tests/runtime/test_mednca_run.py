@@ -155,9 +155,13 @@ def test_ensemble_seed_and_gate_do_what_they_say(world: Path) -> None:
     agree(world / "five.nii.gz", expected)
 
 
-def test_only_the_largest_piece_is_kept_where_the_model_says_so(tmp_path: Path) -> None:
-    model = tiny_model()
-    config = replace(model.config, predict=replace(model.config.predict, largest_component=True))
+@pytest.mark.parametrize("piece", ["largest", "surest"])
+@pytest.mark.parametrize("kind", [{}, {"axes": (2, 0), "smoothing": 1, "classes": 2}], ids=str)
+def test_only_one_piece_is_kept_where_the_model_says_so(
+    tmp_path: Path, piece: str, kind: dict[str, Any]
+) -> None:
+    model = tiny_model(**kind)
+    config = replace(model.config, predict=replace(model.config.predict, largest_component=True, piece=piece))
     kept = ModelFile(config, model.weights, model.card)
     save_model(tmp_path / "model.safetensors", kept)
     # slices at random: many pieces, in file axes that are not those of the world

@@ -185,11 +185,12 @@ def softmax(logits: Array) -> Array:
     return shares
 
 
-def largest_component(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Mask (X, Y, Z) -> the same with all but the largest piece of its foreground removed.
+def one_piece(mask: NDArray[np.uint8], foreground: Array | None = None) -> NDArray[np.uint8]:
+    """Mask (X, Y, Z) and maybe the foreground's probability -> the mask with all but the largest piece of its
+    foreground removed; with the probability, all but the surest (`mednca.config.PredictConfig`).
 
-    Voxels are joined by their faces; of two pieces of one size the one with the first voxel stays. Every
-    voxel starts as a piece of its own, named by its number; neighbours whose pieces differ join the one with
+    Voxels are joined by their faces; of two equal pieces the one with the first voxel stays. Every voxel
+    starts as a piece of its own, named by its number; neighbours whose pieces differ join the one with
     the smaller name, until none differ.
     """
     inside = mask > 0
@@ -211,6 +212,10 @@ def largest_component(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
         first, second = first[apart], second[apart]
     found = np.zeros_like(mask)
     if piece.size:
-        kept = piece == np.bincount(piece).argmax()
-        found[inside] = np.where(kept, mask[inside], 0)
+        sizes = np.bincount(piece)
+        worth = sizes.astype(float)
+        if foreground is not None:
+            sums = np.bincount(piece, foreground[inside].astype(float))
+            worth = np.where((4 * sizes >= sizes.max()) & (sizes > 0), sums / np.maximum(sizes, 1), -1)
+        found[inside] = np.where(piece == worth.argmax(), mask[inside], 0)
     return found

@@ -70,7 +70,7 @@ class Exported:
         Raises:
             InputError: If the scan does not have the model's number of channels.
         """
-        from mednca.predict import decide, largest_component, predict_slices
+        from mednca.predict import decide, largest_component, predict_slices, surest_component
 
         config, views = self.config, self.config.preprocess.views
         if volume.channels != config.preprocess.modalities:
@@ -92,7 +92,11 @@ class Exported:
         mask = decide(average, config.predict.threshold, config.values)
         if config.predict.largest_component:
             turned = volume.with_data(mask[None]).canonical()
-            mask = turned.with_data(largest_component(turned.data[0])[None]).oriented_like(volume).data[0]
+            if config.predict.piece == "surest":
+                kept = surest_component(turned.data[0], volume.with_data(average).canonical().data)
+            else:
+                kept = largest_component(turned.data[0])
+            mask = turned.with_data(kept[None]).oriented_like(volume).data[0]
         return Found(volume.with_data(mask[None]))
 
     def _share(self, image: Array, numbers: NDArray[np.int64], seed: int) -> Array:
@@ -153,6 +157,7 @@ def configuration(told: list[dict[str, str]]) -> RunConfig:
         first["largest_component"] == "True",
         numbers("mirror") or (),
         int(first.get("smoothing", 0)),
+        "surest" if first.get("piece") == "surest" else "largest",
     )
     return RunConfig(
         labels=tuple(first["labels"].split(", ")),

@@ -9,7 +9,7 @@ NumPy is not imported.
 """
 
 from mednca.engine.binding import NUMBERS, available, has_bfloat16, instructions, why_not
-from mednca.engine.model import Model, largest_component
+from mednca.engine.model import Model, largest_component, surest_component
 
 __all__ = [
     "NUMBERS",
@@ -18,5 +18,6 @@ __all__ = [
     "has_bfloat16",
     "instructions",
     "largest_component",
+    "surest_component",
     "why_not",
 ]

@@ -15,7 +15,7 @@ from typing import Any
 NUMBERS = ("fp32", "int16")
 LEVELS, MODALITIES, CLASSES, MESSAGE = 8, 16, 255, 256
 #: Version of the structures and functions that are declared here.
-ABI = 5
+ABI = 6
 #: Units of `Counts.mean`, `spread` and `axes` in 1.
 UNITS = 1 << 24
 _int32, _int64 = ctypes.c_int32, ctypes.c_int64
@@ -134,6 +134,7 @@ def _load() -> ctypes.CDLL | str:
             "slice": (None, [job, _int64, pointer, *member, *pixels, *pixels, counts]),
             "smooth": (None, [job, pointer, strides, pointer, strides]),
             "largest_component": (None, [pointer, strides, strides, pointer]),
+            "surest_component": (None, [pointer, strides, strides, *pixels, _int32, pointer]),
             "level_size": (size, [pointer, *grid, _int32]),
             "level": (
                 None,

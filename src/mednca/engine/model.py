@@ -272,5 +272,27 @@ def largest_component(mask: Array) -> None:
     library().mednca_largest_component(place.address, shape, place.stride_array(), names.address)
 
 
+def surest_component(mask: Array, probability: Array) -> None:
+    """Mask uint8 (X, Y, Z), in place, and probabilities float32 (K, X, Y, Z) -> the mask with all but its
+    surest piece removed.
+
+    That is the piece of the highest mean probability of the foreground, among those that are at least a
+    quarter as large as the largest. Of two that are as sure the one with the first voxel stays.
+    """
+    place, shares = locate(mask, writable=True), locate(probability)
+    if len(place.shape) != 3 or len(shares.shape) != 4:
+        raise ValueError(
+            f"mask must be (X, Y, Z), probability (K, X, Y, Z), got {place.shape}, {shares.shape}"
+        )
+    check("mask", place, place.shape, UINT8, "uint8")
+    check("probability", shares, (shares.shape[0], *place.shape), FLOAT32, "float32")
+    names = locate(memory(12 * math.prod(place.shape)), writable=True)
+    shape = (ctypes.c_int64 * 3)(*place.shape)
+    library().mednca_surest_component(
+        *(place.address, shape, place.stride_array(), shares.address, shares.stride_array()),
+        *(shares.shape[0], names.address),
+    )
+
+
 def _text(message: Any) -> str:
     return str(message.value.decode(errors="replace"))
