@@ -53,12 +53,17 @@ class Batch:
 
 
 def sample_batch(
-    cases: Sequence[TrainingCase], config: RunConfig, canvas: tuple[int, int], rng: np.random.Generator
+    cases: Sequence[TrainingCase],
+    config: RunConfig,
+    canvas: tuple[int, int],
+    rng: np.random.Generator,
+    copies: Sequence[TrainingCase] = (),
 ) -> Batch:
-    """Cases, configuration, canvas and a generator -> one training batch."""
+    """Cases, configuration, canvas, a generator and copies of cases with artefacts -> one training batch."""
     images, targets = [], []
     for _ in range(config.train.batch_size):
-        case = cases[int(rng.integers(len(cases)))]
+        among = copies if copies and rng.random() < config.augment.artefacts else cases
+        case = among[int(rng.integers(len(among)))]
         candidates = case.foreground_slices
         if len(candidates) == 0 or rng.random() >= config.train.foreground:
             candidates = np.arange(len(case.image))

@@ -304,8 +304,11 @@ def finish(
             if begin.card.get(name)
         }
     prepared = [case for scan in training for case in training_cases(scan, config)]
+    copied = with_artefacts(training, config, progress) if config.augment.artefacts else []
     held_out = [by_id[name] for name in split["validation"]]
-    model = fit(run, config, prepared, held_out, card, device=device, engine=engine, progress=progress)
+    model = fit(
+        *(run, config, prepared, held_out, card, copied), device=device, engine=engine, progress=progress
+    )
     curves(run.path / "curve.png", run.metrics)
     if not held_out:
         return None
@@ -324,6 +327,7 @@ def fit(
     training: Sequence[TrainingCase],
     validation: Sequence[LabelledScan],
     card: dict[str, Any],
+    copied: Sequence[TrainingCase] = (),
     *,
     device: str = "cpu",
     engine: str = "auto",
@@ -338,6 +342,7 @@ def fit(
         training: Cases to learn from.
         validation: Cases to look at on the way.
         card: What the model file says besides weights and configuration.
+        copied: Copies of the cases with artefacts, to learn from too.
         device: "cpu" or "cuda"; on CUDA the rule runs in bfloat16.
         engine: Name of the backend, or "auto".
         progress: Whether to show a progress bar on stderr.
@@ -373,7 +378,7 @@ def fit(
         while state.iteration < settings.iterations:
             iteration = state.iteration
             rng = np.random.default_rng((settings.seed, state.attempt, iteration))
-            batch = sample_batch(training, config, canvas, rng)
+            batch = sample_batch(training, config, canvas, rng, copied)
             rate = learning_rate(settings, iteration) * state.rate_factor
             measured = learner.step(batch, iteration, rate, engine_run)
             watch = Sentinel(**state.sentinel)
@@ -421,6 +426,23 @@ def fit(
         model = replace(model, range=measure_range(model, measured_on, seed=settings.seed))
     save_model(run.model, model)
     return model
+
+
+def with_artefacts(scans: Sequence[LabelledScan], config: RunConfig, progress: bool) -> list[TrainingCase]:
+    """Scans -> slices of their copies with artefacts, as the model sees them.
+
+    Raises:
+        InputError: If TorchIO is not installed.
+    """
+    from mednca.artefacts import copies
+
+    settings = config.augment
+    return [
+        case
+        for scan in tqdm(scans, desc="artefacts", unit="scan", disable=not progress or len(scans) < 20)
+        for copy in copies(scan, settings.copies, config.train.seed)
+        for case in training_cases(copy, config)
+    ]
 
 
 def canvas_size(training: Sequence[TrainingCase], config: RunConfig) -> tuple[int, int]:
