@@ -1,10 +1,12 @@
 /* Local normalisation: each voxel against the mean and the standard deviation of a box around it. Part of mednca.c.
  *
- * The same as mednca/local.py, which says what for. Sums run along x, y and z in turn, in doubles: what enters the box is
+ * The same as mednca/local.py, which says what for. Sums run along z, y and x in turn, in doubles: what enters the box is
  * added, what leaves it is taken away, always in the same order, so that the result has the same bits on every machine. */
 
-/* Least standard deviation that is blown up, as a share of the local mean; standard deviations from black to white. */
+/* Least standard deviation that is blown up, as a share of the local mean, and of the largest intensity; standard deviations
+ * from black to white. */
 #define LOCAL_FLOOR 0.1
+#define LOCAL_LEAST 1e-5
 #define LOCAL_RANGE 6.0
 
 /* Sums over `reach` neighbours on each side along a line of numbers `step` apart, fewer at its ends. */
@@ -28,13 +30,20 @@ static int64_t in_box(int64_t i, int64_t count, int64_t reach)
     return last - first + 1;
 }
 
+/* A voxel above the channel's 0.5 percentile, low, as a share of the largest one, high. */
+static double intensity(const mednca_job *j, int64_t c, const int64_t at[3])
+{
+    const double low = j->low[c], high = j->high[c], value = (double)value_at(&j->scan, c, at);
+    return high > low && value > low ? (value - low) / (high - low) : 0;
+}
+
 /* Adds a plane of the scan, and its squares, `sign` times. */
 static void add_plane(const mednca_job *j, int64_t c, int64_t z, double sign, double *sums, double *squares)
 {
     int64_t at[3] = {0, 0, z};
     for (at[0] = 0; at[0] < j->scan.shape[1]; at[0]++)
         for (at[1] = 0; at[1] < j->scan.shape[2]; at[1]++) {
-            const double value = (double)value_at(&j->scan, c, at) - j->low[c], x = value > 0 ? value : 0;
+            const double x = intensity(j, c, at);
             *sums++ += sign * x;
             *squares++ += sign * (x * x);
         }
@@ -64,19 +73,13 @@ static void normalise_channel(const mednca_job *j, int64_t c, const int64_t reac
             for (at[1] = 0; at[1] < Y; at[1]++) {
                 const int64_t here = at[0] * Y + at[1];
                 const double count = (double)(in_box(at[0], X, reach[0]) * in_box(at[1], Y, reach[1]) * in_box(z, Z, reach[2]));
-                const double value = (double)value_at(&j->scan, c, at) - j->low[c], x = value > 0 ? value : 0;
                 const double mean = boxes[0][here] / count, variance = boxes[1][here] / count - mean * mean;
                 const double least = LOCAL_FLOOR * mean;
-                const double spread = root((variance > 0 ? variance : 0) + least * least);
-                const double y = spread > 0 ? 0.5 + (x - mean) / (LOCAL_RANGE * spread) : 0.5;
+                const double spread = root((variance > 0 ? variance : 0) + least * least + LOCAL_LEAST * LOCAL_LEAST);
+                const double y = 0.5 + (intensity(j, c, at) - mean) / (LOCAL_RANGE * spread);
                 out[here * Z + z] = (float)(y < 0 ? 0 : y > 1 ? 1 : y);
             }
     }
-}
-
-static int64_t local_numbers(const mednca_scan *part)
-{
-    return part->shape[0] * part->shape[1] * part->shape[2] * part->shape[3];
 }
 
 size_t mednca_local_size(const mednca_model *model, const mednca_scan *scan)
@@ -85,7 +88,9 @@ size_t mednca_local_size(const mednca_model *model, const mednca_scan *scan)
     const mednca_scan part = part_of(model, scan, first);
     if (!(model->window > 0))
         return 0;
-    return (size_t)local_numbers(&part) * sizeof(float) + (size_t)(5 * part.shape[1] * part.shape[2]) * sizeof(double) + 128;
+    const double plane = (double)part.shape[1] * (double)part.shape[2];
+    const double bytes = plane * ((double)part.shape[0] * (double)part.shape[3] * sizeof(float) + 5 * sizeof(double)) + 128;
+    return bytes < (double)(SIZE_MAX / 2) ? (size_t)bytes : SIZE_MAX; /* more than there is */
 }
 
 void mednca_local(mednca_job *job, void *memory)

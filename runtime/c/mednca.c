@@ -303,7 +303,10 @@ int mednca_begin(const mednca_model *model, const mednca_scan *scan, void *work,
         Values values = {.scan = &job->scan, .channel = c, .count = voxels};
         if (model->per_slice)
             broken = tally(&values, 0, 0, w.histogram);
-        else
+        else if (model->window > 0) { /* what mednca_local() wants to know */
+            job->low[c] = percentile(&values, 0.5 / 100, w.histogram, &broken);
+            job->high[c] = (double)ranked(&values, voxels - 1, w.histogram, &broken);
+        } else
             broken = measure(&values, w.histogram, &job->low[c], &job->high[c]);
     }
     return broken ? fail(message, message_size, "the scan holds values that are not finite (NaN or infinity)") : 0;

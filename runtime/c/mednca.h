@@ -13,7 +13,8 @@
  *
  * Of a model of several axes (facts.views), all slices along one are run before mednca_turn(&job, view) and those along the
  * next, and mednca_slice() needs memory for the probabilities, in which they are added up. So does a model that smooths
- * (facts.smoothing): after its last slice comes mednca_smooth().
+ * (facts.smoothing): after its last slice comes mednca_smooth(). A model that normalises a scan locally, for which
+ * mednca_local_size() is not 0, wants mednca_local() after mednca_begin().
  *
  * Functions that can fail return null, 0 bytes or a status other than 0, and put one line for a person into message.
  */

@@ -140,7 +140,7 @@ static int read_config(mednca_model *m, Json config, char *message, size_t size)
         return fail(message, size, "the model's normalisation must be per volume or per slice");
     Json window = member(prepare, "window");
     m->window = 0;
-    if (window.at && !is(window, "null") && (!number(window, &m->window) || !(m->window > 0 && m->window < 1e9) || m->per_slice))
+    if (window.at && !is(window, "null") && (!number(window, &m->window) || !(m->window > 0) || m->per_slice))
         return fail(message, size, "the window of the model's local normalisation must be > 0 mm, of the whole volume");
     m->has_spacing = !is(member(prepare, "spacing"), "null");
     if (m->has_spacing && (numbers(member(prepare, "spacing"), m->spacing, 2) != 2 || !(m->spacing[0] > 0 && m->spacing[1] > 0)))

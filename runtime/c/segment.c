@@ -332,7 +332,7 @@ uint8_t *segment(const mednca_model *model, const nifti_image *image, const sett
     l.local = evened ? allocate(evened, voxels + 4 * voxels * numbers) : NULL;
     int failed = !mask || (numbers && !four) || (evened && !l.local);
     if (failed)
-        snprintf(message, message_size, "too little memory for the mask");
+        snprintf(message, message_size, "too little memory for the mask%s", evened ? " and the normalised scan" : "");
     failed = failed || reserve(&l, model, &scan, voxels + 4 * voxels * numbers + evened, message, message_size);
     if (!failed) {
         l.mask = nifti_turn_mask(image, mask, l.strides);

@@ -103,7 +103,7 @@ def _input(model: ModelFile) -> str:
     elif config.spacing:
         parts.append(f"resampled to {config.spacing[0]:.3g} x {config.spacing[1]:.3g} mm")
     if config.window is not None:
-        parts.append(f"intensities set against those within {config.window:g} mm around")
+        parts.append(f"intensities set against those in a box of {config.window:g} mm around")
     else:
         parts.append(f"intensities scaled per {config.normalise}")
     return ", ".join(parts)

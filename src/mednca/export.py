@@ -263,8 +263,8 @@ def _region(roi: Sequence[float] | None) -> str:
 def _local(window: float) -> str:
     """Side of the box (mm) -> how each channel is normalised."""
     return (
-        f"each channel, less its 0.5 percentile and not below 0, is set against the mean m and the standard "
-        f"deviation s of the box of {window:g} mm around each voxel, as `normalised` in `example.py` does"
+        f"each channel, less its 0.5 percentile and not below 0, is set against the mean and the standard "
+        f"deviation of the box of {window:g} mm around each voxel, as `normalised` in `example.py` does"
     )
 
 
@@ -405,7 +405,7 @@ _HEADER = """/*
  *
  *     int segment(const int16_t *voxels, int64_t x, int64_t y, int64_t z, uint8_t *mask) // x runs fastest
  *     {{
- *         char message[MEDNCA_MESSAGE];
+ *         char message[MEDNCA_MESSAGE] = "there is too little memory";
  *         int64_t strides[3] = {{1, x, x * y}};
  *         mednca_scan scan = {{voxels, MEDNCA_I16, 1.0, 0.0, {{1, x, y, z}}, {{0, 2, 2 * x, 2 * x * y}},
  *                             {{1.0, 1.0, 1.0}}}}; // spacing in mm

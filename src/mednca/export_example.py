@@ -3,8 +3,8 @@
     python example.py SCAN.npy NUMBER MASK.npy [SPACING SPACING SPACING]
 
 SCAN.npy holds slices (slices, channels, rows, columns) as README.md tells; NUMBER, from 0, picks one of them;
-MASK.npy becomes its mask, uint8 (rows, columns). A model that normalises locally (window_mm in its metadata) also
-needs the distance in mm between slices, between rows and between columns.
+MASK.npy becomes its mask, uint8 (rows, columns). A model that normalises locally (window_mm in its metadata)
+also needs the distance in mm between slices, between rows and between columns.
 """
 
 import sys
@@ -62,11 +62,11 @@ def box(values: Array, reach: Array) -> Array:
 def normalised(channel: Array, reach: Array) -> Array:
     """Channel of a scan -> each voxel against the box around it, in [0, 1]."""
     x = np.maximum(channel.astype(float) - np.percentile(channel, (0.5,)), 0)
+    x /= x.max() or 1
     count = box(np.ones(x.shape), reach)
     mean = box(x, reach) / count
-    spread = np.sqrt(np.maximum(box(x * x, reach) / count - mean**2, 0) + (0.1 * mean) ** 2)
-    apart = np.divide(x - mean, 6 * spread, out=np.zeros(x.shape), where=spread > 0)
-    return np.clip(0.5 + apart, 0, 1)
+    spread = np.sqrt(np.maximum(box(x * x, reach) / count - mean**2, 0) + (0.1 * mean) ** 2 + 1e-10)
+    return np.clip(0.5 + (x - mean) / (6 * spread), 0, 1)
 
 
 def padded(length: int, scale: int) -> tuple[Array, slice]:
@@ -127,9 +127,12 @@ def main() -> None:
     sessions = [onnxruntime.InferenceSession(str(file)) for file in files]
     levels = [(session, session.get_modelmeta().custom_metadata_map) for session in sessions]
     told = levels[0][1]
+    if "window_mm" in told and len(sys.argv) != 7:
+        sys.exit("give the mm between slices, rows and columns after MASK.npy: this model normalises locally")
     scan, number = np.load(sys.argv[1]).astype(np.float32), int(sys.argv[2])
-    if "window_mm" in told:  # SPACING: mm between slices, rows and columns
-        reach = np.rint(float(told["window_mm"]) / 2 / np.array(sys.argv[4:7], float)).astype(int)
+    if "window_mm" in told:
+        reach = float(told["window_mm"]) / 2 / np.array(sys.argv[4:], float)  # mm to voxels
+        reach = np.rint(np.minimum(reach, [len(scan), *scan.shape[2:]])).astype(int)
         scan = np.stack([normalised(channel, reach) for channel in scan.swapaxes(0, 1)], axis=1)
     elif told["normalise"] == "volume":
         scan = np.stack([rescale(channel) for channel in scan.swapaxes(0, 1)], axis=1)

@@ -160,7 +160,7 @@ def prepare_image(volume: Volume, config: PreprocessConfig) -> Array:
     data = canonical.data.astype(np.float32)
     size = plane_size(canonical.shape, canonical.spacing, config)
     if config.window is not None:
-        reaches = local.reach(config.window, canonical.spacing)
+        reaches = local.reach(config.window, canonical.spacing, canonical.shape)
         data = np.stack([local.normalised(channel, reaches) for channel in data])
     elif config.normalise == "volume":
         data = np.stack([rescale(channel) for channel in data])
