@@ -61,8 +61,9 @@ def sample_batch(
 ) -> Batch:
     """Cases, configuration, canvas, a generator and copies of cases with artefacts -> one training batch."""
     images, targets = [], []
+    share = config.augment.artefacts if copies else 0.0
     for _ in range(config.train.batch_size):
-        among = copies if copies and rng.random() < config.augment.artefacts else cases
+        among = copies if share and rng.random() < share else cases
         case = among[int(rng.integers(len(among)))]
         candidates = case.foreground_slices
         if len(candidates) == 0 or rng.random() >= config.train.foreground:

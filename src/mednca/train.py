@@ -36,6 +36,7 @@ from mednca.fingerprint import Fingerprint
 from mednca.learner import Learner, learning_rate, new_sentinel
 from mednca.metrics import dice_score
 from mednca.modelfile import ModelFile, save_model, shipped_model, shipped_models
+from mednca.perturb import require_torchio
 from mednca.plan import Plan, to_json
 from mednca.predict import Predictor, check_device, choose_engine
 from mednca.report import Report, merge_reports
@@ -110,6 +111,8 @@ def train(
     data = fingerprint(cases, scans)
     config = configure(data)
     engine = engine_of(config, device, engine)
+    if config.augment.artefacts:
+        require_torchio()
     if folds:
         parts = {out / f"fold_{i}": ids for i, ids in enumerate(split_folds(cases, folds, config.train.seed))}
     else:
