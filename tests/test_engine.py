@@ -304,8 +304,20 @@ def test_along_several_axes_nothing_depends_on_threads_or_what_memory_held(numbe
 
 
 @needs_engine
-def test_a_slice_of_several_axes_without_memory_for_its_average_is_counted_as_broken() -> None:
-    model = engine.Model(to_bytes(tiny_model(axes=(2, 0))))
+@pytest.mark.parametrize(
+    ("kind", "local", "broken"),
+    [
+        ({"axes": (2, 0)}, False, True),  # without memory for its average
+        ({"window": 5.0}, False, True),  # without the local normalisation that it needs
+        ({"window": 5.0}, True, False),
+        ({}, True, False),
+    ],
+    ids=str,
+)
+def test_a_slice_that_lacks_what_its_model_needs_is_counted_as_broken(
+    kind: dict[str, Any], local: bool, broken: bool
+) -> None:
+    model = engine.Model(to_bytes(tiny_model(**kind)))
     data, mask = voxels(), np.zeros(SHAPE, np.uint8)
     source = locate(data[None])
     scan = binding.Scan(source.address, source.type, 1.0, 0.0, source.shape, source.strides, SPACING)
@@ -314,10 +326,13 @@ def test_a_slice_of_several_axes_without_memory_for_its_average_is_counted_as_br
     work = memory(library.mednca_work_size(model._handle, scan, 1, message, binding.MESSAGE))
     desk, target = locate(work, writable=True), locate(mask, writable=True)
     assert not library.mednca_begin(model._handle, scan, desk.address, job, message, binding.MESSAGE)
+    room = locate(memory(library.mednca_local_size(model._handle, scan)), writable=True)
+    if local:
+        library.mednca_local(job, room.address)
     library.mednca_slice(
         job, 0, desk.address, 0, 1, target.address, target.stride_array(), None, None, counts
     )
-    assert counts.broken == SHAPE[0] * SHAPE[1]
+    assert counts.broken == (SHAPE[0] * SHAPE[1] if broken else 0)
 
 
 @needs_engine
@@ -333,10 +348,15 @@ def test_a_slice_of_several_axes_without_memory_for_its_average_is_counted_as_br
         ({"axes": [0, 1], "spacing": [1.0, 2.0]}, "one spacing for all"),
         ({"axes": [0, 1], "roi": [0.0, 1.0]}, "six numbers"),
         ({"axes": [0, 1], "roi": [0, 1, 0.5, 0.5, 0, 1]}, "three pairs of rising shares"),
+        *(
+            ({"axes": [2], "window": wrong}, "local normalisation must be > 0 mm, of the whole volume")
+            for wrong in (0, -1.5, "wide", [5], True, float("nan"))
+        ),
+        ({"axes": [2], "window": 5.0, "normalise": "slice"}, "of the whole volume"),
     ],
     ids=str,
 )
-def test_axes_that_are_none_are_refused(preprocess: dict[str, Any], message: str) -> None:
+def test_preprocessing_that_cannot_be_is_refused(preprocess: dict[str, Any], message: str) -> None:
     content = to_bytes(tiny_model())
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])

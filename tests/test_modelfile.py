@@ -91,6 +91,32 @@ def test_the_hash_names_configuration_and_weights(tmp_path: Path) -> None:
     assert load_model(save_model(tmp_path / "paper.safetensors", whole)).hash == whole.hash
 
 
+@pytest.mark.parametrize(
+    ("preprocess", "version"),
+    [
+        ({}, 1),
+        ({"axes": (2, 0, 1)}, 2),
+        ({"window": 30.0}, 3),
+        ({"window": 30.0, "axes": (2, 0, 1)}, 3),
+    ],
+    ids=str,
+)
+def test_a_file_has_the_oldest_version_whose_readers_know_all_that_is_in_it(
+    tmp_path: Path, preprocess: dict[str, Any], version: int
+) -> None:
+    model = model_file()
+    config = replace(model.config, preprocess=replace(model.config.preprocess, **preprocess))
+    changed = replace(model, config=config)
+    path = save_model(tmp_path / "a.safetensors", changed)
+    with safetensors.safe_open(str(path), "np") as file:
+        header = json.loads(file.metadata()["mednca"])
+    assert header["version"] == version
+    assert header["config"]["preprocess"].get("window") == preprocess.get("window")
+    back = load_model(path)
+    assert back.config == config and back.hash == changed.hash
+    assert (back.hash == model.hash) == (not preprocess)
+
+
 def test_a_model_of_one_axis_is_stored_as_before_there_were_several(tmp_path: Path) -> None:
     """Older programs read it, and its hash is that of its stored configuration."""
     model = model_file()
@@ -147,7 +173,7 @@ def test_files_that_are_something_else_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ({"version": 3}, "version 3 is newer than this mednca reads (2); upgrade"),
+        ({"version": 4}, "version 4 is newer than this mednca reads (3); upgrade"),
         ({"version": "1"}, "version must be a number >= 1, got '1'"),
         ({"version": 0}, "version must be a number >= 1, got 0"),
         ({"config": None}, "config: expected a table of settings for RunConfig, got NoneType"),

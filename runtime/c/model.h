@@ -9,6 +9,7 @@ struct mednca_model {
     mednca_options options;
     const Kernels *kernels;
     int per_slice, has_spacing, has_size, has_roi; /* preprocessing */
+    double window; /* mm, of local normalisation; 0: none */
     double roi[6]; /* shares of the field of view: x from, to, y from, to, z from, to */
     double spacing[2];
     int64_t size[2];
@@ -137,6 +138,10 @@ static int read_config(mednca_model *m, Json config, char *message, size_t size)
     m->per_slice = is(member(prepare, "normalise"), "\"slice\"");
     if (!m->per_slice && !is(member(prepare, "normalise"), "\"volume\""))
         return fail(message, size, "the model's normalisation must be per volume or per slice");
+    Json window = member(prepare, "window");
+    m->window = 0;
+    if (window.at && !is(window, "null") && (!number(window, &m->window) || !(m->window > 0) || m->per_slice))
+        return fail(message, size, "the window of the model's local normalisation must be > 0 mm, of the whole volume");
     m->has_spacing = !is(member(prepare, "spacing"), "null");
     if (m->has_spacing && (numbers(member(prepare, "spacing"), m->spacing, 2) != 2 || !(m->spacing[0] > 0 && m->spacing[1] > 0)))
         return fail(message, size, "the model's spacing must be two numbers > 0");

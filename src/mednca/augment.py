@@ -53,12 +53,18 @@ class Batch:
 
 
 def sample_batch(
-    cases: Sequence[TrainingCase], config: RunConfig, canvas: tuple[int, int], rng: np.random.Generator
+    cases: Sequence[TrainingCase],
+    config: RunConfig,
+    canvas: tuple[int, int],
+    rng: np.random.Generator,
+    copies: Sequence[TrainingCase] = (),
 ) -> Batch:
-    """Cases, configuration, canvas and a generator -> one training batch."""
+    """Cases, configuration, canvas, a generator and copies of cases with artefacts -> one training batch."""
     images, targets = [], []
+    share = config.augment.artefacts if copies else 0.0
     for _ in range(config.train.batch_size):
-        case = cases[int(rng.integers(len(cases)))]
+        among = copies if share and rng.random() < share else cases
+        case = among[int(rng.integers(len(among)))]
         candidates = case.foreground_slices
         if len(candidates) == 0 or rng.random() >= config.train.foreground:
             candidates = np.arange(len(case.image))

@@ -43,6 +43,9 @@ class AugmentConfig:
         brightness: Largest offset, and largest relative change of contrast, in units of the image range.
         noise: Largest standard deviation of Gaussian noise, in units of the image range.
         bias: Standard deviation of the logarithm of a smooth multiplicative field.
+        artefacts: Share of the slices that are taken from copies of the scans with artefacts
+            (`mednca.artefacts`).
+        copies: Of each scan, where there are artefacts.
     """
 
     flip: tuple[int, ...] = (0,)
@@ -54,6 +57,8 @@ class AugmentConfig:
     brightness: float = 0.1
     noise: float = 0.05
     bias: float = 0.15
+    artefacts: float = field(default=0.0, metadata={"later": True})
+    copies: int = field(default=4, metadata={"later": True})
 
     def __post_init__(self) -> None:
         if any(axis not in (0, 1) for axis in self.flip):
@@ -61,6 +66,10 @@ class AugmentConfig:
         for name, value in dataclasses.asdict(self).items():
             if name != "flip" and not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be >= 0 and finite, got {value}")
+        if self.artefacts > 1 or self.copies < 1:
+            raise ValueError(
+                f"artefacts must be a share and copies >= 1, got {self.artefacts} and {self.copies}"
+            )
 
 
 @dataclass(frozen=True)

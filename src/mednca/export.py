@@ -181,6 +181,7 @@ def facts(model: ModelFile, level: int) -> dict[str, str]:
         "normalise": config.preprocess.normalise,
         "spacing_mm": config.preprocess.spacing,
         "roi": config.preprocess.roi,
+        "window_mm": config.preprocess.window,
         "size": config.preprocess.size,
         "labels": ", ".join(config.labels),
         "values": config.values,
@@ -217,7 +218,7 @@ def page(model: ModelFile, names: Sequence[str]) -> str:
     prepare = [
         f"the scan, {pre.modalities} channel(s), on its RAS+ axes (x to the right, y to the front, z up)",
         _region(pre.roi),
-        scaled if pre.normalise == "volume" else "",
+        _local(pre.window) if pre.window is not None else scaled if pre.normalise == "volume" else "",
         "; or ".join(_CUTS[axis] for axis in pre.axes),
         f"stretched to {pre.size[0]} x {pre.size[1]} pixels" if pre.size else "",
         f"resampled to {pre.spacing[0]:g} x {pre.spacing[1]:g} mm" if pre.spacing and not pre.size else "",
@@ -258,6 +259,14 @@ def _region(roi: Sequence[float] | None) -> str:
         f"{name} from {low:g} to {high:g}" for name, low, high in zip("xyz", roi[::2], roi[1::2], strict=True)
     )
     return f"cut to a part of its field of view, in shares of it ({shares}), outside of which is background"
+
+
+def _local(window: float) -> str:
+    """Side of the box (mm) -> how each channel is normalised."""
+    return (
+        f"each channel, less its 0.5 percentile and not below 0, is set against the mean and the standard "
+        f"deviation of the box of {window:g} mm around each voxel, as `normalised` in `example.py` does"
+    )
 
 
 def _wrapped(line: str) -> str:
@@ -351,6 +360,7 @@ def c_header(model: ModelFile, path: Path, out: Path) -> dict[Path, bytes | str]
     data, name = path.read_bytes(), "model_" + re.sub(r"\W", "_", out.stem, flags=re.ASCII)
     told, config = facts(model, 0), model.config
     smooth = _SMOOTH if config.predict.smoothing else ""
+    local = _LOCAL if config.preprocess.window is not None else ""
     shares = smooth or len(config.preprocess.axes) > 1
     lines = [f"{told.get('model') or 'Med-NCA model'}, hash {model.hash}; written by mednca {__version__}."]
     for key in ("licence", "attribution", "data", "intended_use"):
@@ -370,7 +380,12 @@ def c_header(model: ModelFile, path: Path, out: Path) -> dict[Path, bytes | str]
             comment=comment,
             name=name,
             file=out.name,
-            loop=_LOOPS.format(classes=config.model.classes, smooth=smooth) if shares else _LOOP,
+            loop=(_LOOPS if shares else _LOOP).format(
+                classes=config.model.classes,
+                smooth=smooth,
+                local=local,
+                done="\n *         free(local);" if local else "",
+            ),
             guard=f"{name.upper()}_H",
             size=len(data),
             sha=hashlib.sha256(data).hexdigest(),
@@ -394,7 +409,7 @@ _HEADER = """/*
  *
  *     int segment(const int16_t *voxels, int64_t x, int64_t y, int64_t z, uint8_t *mask) // x runs fastest
  *     {{
- *         char message[MEDNCA_MESSAGE];
+ *         char message[MEDNCA_MESSAGE] = "there is too little memory";
  *         int64_t strides[3] = {{1, x, x * y}};
  *         mednca_scan scan = {{voxels, MEDNCA_I16, 1.0, 0.0, {{1, x, y, z}}, {{0, 2, 2 * x, 2 * x * y}},
  *                             {{1.0, 1.0, 1.0}}}}; // spacing in mm
@@ -428,13 +443,13 @@ static const unsigned char {name}[{size}] = {{
 #: The slices along the axis of a model, and along each of several; these, and what smooths, take memory.
 _LOOP = """\
  *         int failed = !work || mednca_begin(model, &scan, work, &job, message, sizeof message);
- *         for (int64_t i = 0; !failed && i < job.slices; i++)
- *             mednca_slice(&job, i, work, 0, 1, mask, strides, NULL, NULL, &counts);"""
+{local} *         for (int64_t i = 0; !failed && i < job.slices; i++)
+ *             mednca_slice(&job, i, work, 0, 1, mask, strides, NULL, NULL, &counts);{done}"""
 _LOOPS = """\
  *         float *shares = calloc((size_t)(x * y * z) * {classes}, sizeof(float)); // probabilities
  *         int64_t share_strides[4] = {{4 * x * y * z, 4, 4 * x, 4 * x * y}};
  *         int failed = !work || !shares || mednca_begin(model, &scan, work, &job, message, sizeof message);
- *         mednca_facts facts = {{0}};
+{local} *         mednca_facts facts = {{0}};
  *         if (!failed)
  *             mednca_about(model, &facts);
  *         for (int32_t view = 0; view < facts.views; view++) {{
@@ -443,7 +458,13 @@ _LOOPS = """\
  *             for (int64_t i = 0; i < job.slices; i++)
  *                 mednca_slice(&job, i, work, 0, 1, mask, strides, shares, share_strides, &counts);
  *         }}
-{smooth} *         free(shares);"""
+{smooth} *         free(shares);{done}"""
+_LOCAL = """\
+ *         void *local = failed ? NULL : malloc(mednca_local_size(model, &scan)); // to be kept to the end
+ *         failed = failed || !local;
+ *         if (!failed)
+ *             mednca_local(&job, local);
+"""
 _SMOOTH = """\
  *         if (!failed)
  *             mednca_smooth(&job, mask, strides, shares, share_strides);

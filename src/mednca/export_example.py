@@ -1,9 +1,10 @@
 """Segments one slice of a scan with the ONNX files in this folder; needs NumPy and ONNX Runtime only.
 
-    python example.py SCAN.npy NUMBER MASK.npy
+    python example.py SCAN.npy NUMBER MASK.npy [SPACING SPACING SPACING]
 
 SCAN.npy holds slices (slices, channels, rows, columns) as README.md tells; NUMBER, from 0, picks one of them;
-MASK.npy becomes its mask, uint8 (rows, columns).
+MASK.npy becomes its mask, uint8 (rows, columns). A model that normalises locally (window_mm in its metadata)
+also needs the distance in mm between slices, between rows and between columns.
 """
 
 import sys
@@ -47,6 +48,25 @@ def rescale(image: Array) -> Array:
     low, high = np.percentile(image, (0.5, 99.5))
     low, high = (low, high) if high > low else (image.min(), image.max())
     return (np.clip(image, low, high) - low) / (high - low) if high > low else np.zeros_like(image)
+
+
+def box(values: Array, reach: Array) -> Array:
+    """Values (slices, rows, columns) -> sums over the box that reaches so far along each axis."""
+    for axis, far in enumerate(reach):
+        sums = np.concatenate([np.zeros_like(values.take([0], axis)), values.cumsum(axis)], axis)
+        at, size = np.arange(values.shape[axis]), values.shape[axis]
+        values = sums.take(np.minimum(at + far + 1, size), axis) - sums.take(np.maximum(at - far, 0), axis)
+    return values
+
+
+def normalised(channel: Array, reach: Array) -> Array:
+    """Channel of a scan -> each voxel against the box around it, in [0, 1]."""
+    x = np.maximum(channel.astype(float) - np.percentile(channel, (0.5,)), 0)
+    x /= x.max() or 1
+    count = box(np.ones(x.shape), reach)
+    mean = box(x, reach) / count
+    spread = np.sqrt(np.maximum(box(x * x, reach) / count - mean**2, 0) + (0.1 * mean) ** 2 + 1e-10)
+    return np.clip(0.5 + (x - mean) / (6 * spread), 0, 1)
 
 
 def padded(length: int, scale: int) -> tuple[Array, slice]:
@@ -107,8 +127,14 @@ def main() -> None:
     sessions = [onnxruntime.InferenceSession(str(file)) for file in files]
     levels = [(session, session.get_modelmeta().custom_metadata_map) for session in sessions]
     told = levels[0][1]
+    if "window_mm" in told and len(sys.argv) != 7:
+        sys.exit("give the mm between slices, rows and columns after MASK.npy: this model normalises locally")
     scan, number = np.load(sys.argv[1]).astype(np.float32), int(sys.argv[2])
-    if told["normalise"] == "volume":
+    if "window_mm" in told:
+        reach = float(told["window_mm"]) / 2 / np.array(sys.argv[4:], float)  # mm to voxels
+        reach = np.rint(np.minimum(reach, [len(scan), *scan.shape[2:]])).astype(int)
+        scan = np.stack([normalised(channel, reach) for channel in scan.swapaxes(0, 1)], axis=1)
+    elif told["normalise"] == "volume":
         scan = np.stack([rescale(channel) for channel in scan.swapaxes(0, 1)], axis=1)
     times = int(told.get("smoothing", 0))  # so many neighbours on each side weigh in
     first, last = max(0, number - times), min(len(scan) - 1, number + times)

@@ -342,7 +342,7 @@ def _anisotropy(data: Array, severity: float, random: np.random.Generator) -> An
     more = math.ceil(math.ceil(size / severity) * severity) - size
     ends = [0] * 6
     ends[2 * axis : 2 * axis + 2] = more // 2, more - more // 2
-    factor = severity * (1 - 1e-6)  # or rounding may take a whole voxel away
+    factor = max(1.0, severity * (1 - 1e-6))  # or rounding may take a whole voxel away
     coarse = tio.RandomAnisotropy((axis,), (factor, factor))
     return tio.Compose([tio.Pad(tuple(ends), padding_mode="edge"), coarse, tio.Crop(tuple(ends))])
 

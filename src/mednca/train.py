@@ -36,6 +36,7 @@ from mednca.fingerprint import Fingerprint
 from mednca.learner import Learner, learning_rate, new_sentinel, why_no_autocast
 from mednca.metrics import dice_score
 from mednca.modelfile import ModelFile, save_model, shipped_model, shipped_models
+from mednca.perturb import require_torchio
 from mednca.plan import Plan, to_json
 from mednca.predict import Predictor, check_device, choose_engine
 from mednca.report import Report, merge_reports
@@ -110,6 +111,8 @@ def train(
     data = fingerprint(cases, scans)
     config = configure(data)
     engine = engine_of(config, device, engine)
+    if config.augment.artefacts:
+        require_torchio()
     if folds:
         parts = {out / f"fold_{i}": ids for i, ids in enumerate(split_folds(cases, folds, config.train.seed))}
     else:
@@ -304,8 +307,11 @@ def finish(
             if begin.card.get(name)
         }
     prepared = [case for scan in training for case in training_cases(scan, config)]
+    copied = with_artefacts(training, config, progress) if config.augment.artefacts else []
     held_out = [by_id[name] for name in split["validation"]]
-    model = fit(run, config, prepared, held_out, card, device=device, engine=engine, progress=progress)
+    model = fit(
+        *(run, config, prepared, held_out, card, copied), device=device, engine=engine, progress=progress
+    )
     curves(run.path / "curve.png", run.metrics)
     if not held_out:
         return None
@@ -324,6 +330,7 @@ def fit(
     training: Sequence[TrainingCase],
     validation: Sequence[LabelledScan],
     card: dict[str, Any],
+    copied: Sequence[TrainingCase] = (),
     *,
     device: str = "cpu",
     engine: str = "auto",
@@ -338,6 +345,7 @@ def fit(
         training: Cases to learn from.
         validation: Cases to look at on the way.
         card: What the model file says besides weights and configuration.
+        copied: Copies of the cases with artefacts, to learn from too.
         device: "cpu" or "cuda"; on CUDA the rule runs in bfloat16.
         engine: Name of the backend, or "auto".
         progress: Whether to show a progress bar on stderr.
@@ -376,7 +384,7 @@ def fit(
         while state.iteration < settings.iterations:
             iteration = state.iteration
             rng = np.random.default_rng((settings.seed, state.attempt, iteration))
-            batch = sample_batch(training, config, canvas, rng)
+            batch = sample_batch(training, config, canvas, rng, copied)
             rate = learning_rate(settings, iteration) * state.rate_factor
             measured = learner.step(batch, iteration, rate, engine_run)
             watch = Sentinel(**state.sentinel)
@@ -424,6 +432,23 @@ def fit(
         model = replace(model, range=measure_range(model, measured_on, seed=settings.seed))
     save_model(run.model, model)
     return model
+
+
+def with_artefacts(scans: Sequence[LabelledScan], config: RunConfig, progress: bool) -> list[TrainingCase]:
+    """Scans -> slices of their copies with artefacts, as the model sees them.
+
+    Raises:
+        InputError: If TorchIO is not installed.
+    """
+    from mednca.artefacts import copies
+
+    settings = config.augment
+    return [
+        case
+        for scan in tqdm(scans, desc="artefacts", unit="scan", disable=not progress or len(scans) < 20)
+        for copy in copies(scan, settings.copies, config.train.seed)
+        for case in training_cases(copy, config)
+    ]
 
 
 def canvas_size(training: Sequence[TrainingCase], config: RunConfig) -> tuple[int, int]:

@@ -4,6 +4,7 @@ aarch64 and x86-64, the first two under QEMU; and what the sanitizers say."""
 from __future__ import annotations
 
 import gzip
+import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -24,10 +25,13 @@ from tests.runtime.builds import built, run, succeeded
 from tests.small import voxels, write_nifti
 
 TARGETS = ["armv6", "aarch64", "x86-64"]
+MODELS = ["dense", "depthwise", "three axes", "local"]
 targets = pytest.mark.parametrize("target", TARGETS)
 
 
-def random_model(context: int = 0, axes: tuple[int, ...] = (2,), **rule: Any) -> ModelFile:
+def random_model(
+    context: int = 0, axes: tuple[int, ...] = (2,), window: float | None = None, **rule: Any
+) -> ModelFile:
     """Settings of the rule -> a model of random weights whose states stay small."""
     config = MedNCAConfig(image_channels=1 + 2 * context, steps=(3, 4), **rule)
     random = np.random.default_rng(5)
@@ -36,20 +40,21 @@ def random_model(context: int = 0, axes: tuple[int, ...] = (2,), **rule: Any) ->
         fan_in = int(np.prod(shape[1:])) if len(shape) > 1 else 4
         weights[name] = (random.normal(size=shape) / np.sqrt(fan_in)).astype(np.float32)
     labels, values = ("a", "b")[: config.classes], (1, 2)[: config.classes]
-    preprocess = PreprocessConfig(context=context, axes=axes)
+    preprocess = PreprocessConfig(context=context, axes=axes, window=window)
     run = RunConfig("test", labels, values, config.classes == 1, model=config, preprocess=preprocess)
     return ModelFile(run, weights)
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with three calibrated models and a scan of 12 x 14 x 6 voxels."""
+    """A folder with calibrated models and a scan of 12 x 14 x 6 voxels."""
     folder = tmp_path_factory.mktemp("world")
     scan = write_nifti(folder / "scan.nii", voxels())
     for name, model in {
         "dense": random_model(classes=2, channels=12, hidden=32),
         "depthwise": random_model(context=1, channels=9, hidden=20, perception="depthwise"),
         "three axes": random_model(context=1, axes=(2, 0, 1), classes=2, channels=12, hidden=32),
+        "local": random_model(window=7.0, axes=(2, 1), channels=12, hidden=32),
     }.items():
         images = [prepare_image(read_volume(scan), view) for view in model.config.preprocess.views]
         save_model(folder / f"{name}.safetensors", replace(model, range=measure_range(model, images)))
@@ -65,12 +70,21 @@ def mask(folder: Path, name: str, target: str, *options: object) -> np.ndarray:
 
 
 @targets
-@pytest.mark.parametrize("name", ["dense", "depthwise", "three axes"])
+@pytest.mark.parametrize("name", MODELS)
 def test_masks_are_those_of_this_machine(world: Path, name: str, target: str) -> None:
     assert np.array_equal(mask(world, name, target, "--int16"), mask(world, name, "host", "--int16"))
     here, there = mask(world, name, "host"), mask(world, name, target)
     assert len(np.unique(here)) > 1
     assert dice_score(here > 0, there > 0) >= 0.995  # random weights: a voxel or two lie on the threshold
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_int16_masks_have_the_same_bits_whatever_the_instructions(world: Path, name: str) -> None:
+    told = succeeded(world / f"{name}.safetensors", "--info")
+    (sets,) = re.findall(r"^instructions +(.*?) \(", told, re.M)
+    expected = mask(world, name, "host", "--int16")
+    for chosen in sets.split():
+        assert np.array_equal(mask(world, name, "host", "--int16", "--instructions", chosen), expected)
 
 
 def states(folder: Path, name: str, target: str, *options: object) -> str:
@@ -128,7 +142,7 @@ def test_the_emulated_processor_is_that_of_a_raspberry_pi(world: Path) -> None:
 
 
 def test_the_sanitizers_find_nothing_on_the_way_of_a_scan(world: Path) -> None:
-    for name in ("dense", "depthwise", "three axes"):
+    for name in MODELS:
         for numbers in ((), ("--int16",)):
             for threads in (1, 3):
                 found = mask(world, name, "sanitize-portable", *numbers, "--threads", threads)
@@ -159,7 +173,7 @@ def test_a_million_damaged_files_do_no_harm(seed: int) -> None:
 
 @pytest.mark.slow
 def test_the_sanitizers_find_nothing_in_the_vector_instructions(world: Path) -> None:
-    for name in ("dense", "depthwise", "three axes"):
+    for name in MODELS:
         for numbers in ((), ("--int16",)):
             found = mask(world, name, "sanitize", *numbers, "--threads", 3)
             assert np.array_equal(found, mask(world, name, "host", *numbers))

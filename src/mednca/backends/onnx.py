@@ -20,7 +20,7 @@ from mednca.errors import InputError
 from mednca.fire import FireKey, fire_mask
 from mednca.roi import cut_out, put_back
 from mednca.rule import MedNCAConfig
-from mednca.slices import PreprocessConfig, prepare_image, restore
+from mednca.slices import PreprocessConfig, prepare_image, restore, smoothed
 from mednca.volume import Volume
 
 Array = NDArray[np.float32]
@@ -70,7 +70,13 @@ class Exported:
         Raises:
             InputError: If the scan does not have the model's number of channels.
         """
-        from mednca.predict import decide, largest_component, predict_slices, surest_component
+        from mednca.predict import (
+            along_body,
+            decide,
+            largest_component,
+            predict_slices,
+            surest_component,
+        )
 
         config, views = self.config, self.config.preprocess.views
         if volume.channels != config.preprocess.modalities:
@@ -88,6 +94,8 @@ class Exported:
                 ensemble=config.predict.ensemble,
             )
             average += restore(shares, part, view) / np.float32(len(views))
+        lines = along_body(average, part)
+        lines[:] = smoothed(lines, views[0].axis, config.predict.smoothing)
         average = put_back(average, volume, config.preprocess.roi)
         mask = decide(average, config.predict.threshold, config.values)
         if config.predict.largest_component:
@@ -142,6 +150,7 @@ def configuration(told: list[dict[str, str]]) -> RunConfig:
         spacing=numbers("spacing_mm", float),
         size=numbers("size"),
         roi=numbers("roi", float),
+        window=float(first["window_mm"]) if "window_mm" in first else None,
     )
     model = MedNCAConfig(
         image_channels=int(first["image_channels"]),

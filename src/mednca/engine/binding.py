@@ -71,6 +71,7 @@ class Job(ctypes.Structure):
         *((name, _int64) for name in ("view", "slices", "rows", "columns", "height", "width")),
         *((name, _int64) for name in ("grid_rows", "grid_columns", "top", "left")),
         *((name, ctypes.c_double * MODALITIES) for name in ("low", "high")),
+        ("local", _int64),
         ("spread", ctypes.c_void_p),
         ("spread_strides", _int64 * 4),
     ]
@@ -130,6 +131,8 @@ def _load() -> ctypes.CDLL | str:
             "about": (None, [pointer, ctypes.POINTER(Facts)]),
             "work_size": (size, [pointer, scan, _int32, *message]),
             "begin": (ctypes.c_int, [pointer, scan, pointer, job, *message]),
+            "local_size": (size, [pointer, scan]),
+            "local": (None, [job, pointer]),
             "turn": (None, [job, _int32]),
             "slice": (None, [job, _int64, pointer, *member, *pixels, *pixels, counts]),
             "smooth": (None, [job, pointer, strides, pointer, strides]),

@@ -1,0 +1,49 @@
+"""Copies of training scans with artefacts, so that a model has seen what robustness is judged by.
+
+A copy is a function of (id of the case, number of the copy, seed): one or two artefacts of `mednca.perturb`
+of one draw, each as strong as anything from nothing to its worst severity. The label stays where it is:
+geometry is varied slice by slice, in `mednca.augment`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from mednca.dataset import LabelledScan
+from mednca.perturb import PERTURBATIONS, Perturbation, perturb, stream
+
+#: What a scanner or a patient does to an image. Dark for bright is another modality, not an artefact.
+ARTEFACTS = tuple(p for p in PERTURBATIONS if p.kind != "geometry" and p.name != "inversion")
+#: Chance that a copy has a second one.
+TWO = 0.3
+
+
+def copies(scan: LabelledScan, count: int, seed: int) -> Iterator[LabelledScan]:
+    """Scan, number of copies and a seed -> the copies, with artefacts.
+
+    Raises:
+        InputError: If TorchIO, which makes them, is not installed.
+    """
+    for number in range(count):
+        random = stream(scan.id, f"copy {number}", seed)
+        image = scan.image
+        for which in random.choice(len(ARTEFACTS), 1 + int(random.random() < TWO), replace=False):
+            chosen = ARTEFACTS[which]
+            image = perturb(
+                chosen, image, scan.label, severity(chosen, random), case=f"{scan.id} {number}", seed=seed
+            ).image
+        yield replace(scan, image=image)
+
+
+def severity(artefact: Perturbation, random: np.random.Generator) -> float:
+    """Artefact and a generator -> a severity, evenly between its neutral and its worst one on each side."""
+    ends = {min(artefact.severities), max(artefact.severities)} - {artefact.neutral}
+    worst = [end for end in sorted(ends) if end == max(ends) or end < artefact.neutral]
+    end = worst[int(random.integers(len(worst)))]
+    share = random.random()
+    if artefact.logarithmic:
+        return float(artefact.neutral * (end / artefact.neutral) ** share)
+    return float(artefact.neutral + (end - artefact.neutral) * share)
