@@ -120,11 +120,11 @@ CARDS = {
         "Research and teaching, on whole frames of about 800 x 540 pixels with one head in the standard "
         "plane. Not a medical device; not for measurements that a decision rests on",
         "one grey channel, resampled to cells of 12.5 pixels; the mask is drawn on the image's own pixels",
-        "Now and then it misses: two of the 120 held-out images have a Dice under 0.6. It has seen the standard plane only, of one hospital's "
-        "machines, in frames of about 800 x 540 pixels. The files do not tell how large a pixel is: a crop "
-        "or a zoomed frame looks to it like a head of another size. It draws one region and fits no "
-        "ellipse; shadows at the skull can leave a dent, which the ellipse of `reproduce/circumference.py` "
-        "evens out.",
+        "Now and then it misses: two of the 120 held-out images have a Dice under 0.6. It has seen the "
+        "standard plane only, of one hospital's machines, in frames of about 800 x 540 pixels. The files do "
+        "not tell how large a pixel is: a crop or a zoomed frame looks to it like a head of another size. It "
+        "draws one region and fits no ellipse; shadows at the skull can leave a dent, which the ellipse of "
+        "`reproduce/circumference.py` evens out.",
         unit="pixels",
         report="organs/fetal_head_best.json",
     ),
