@@ -204,7 +204,7 @@ class Learner:
 def why_no_autocast(device: str) -> str:
     """Device -> why PyTorch should not compute a baseline in bfloat16 there; nothing if it should.
 
-    A processor without such products emulates them: a U-Net then took eight times as long as in float32.
+    A processor without such products emulates them, at several times the cost of float32.
     """
     if device.split(":")[0] != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
         return ""
