@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
@@ -65,7 +65,9 @@ def test_every_voxel_is_set_against_the_box_around_it(
 
 
 def test_a_box_reaches_half_its_side_in_whole_voxels_and_no_further_than_the_scan() -> None:
-    assert reach(10.0, (1.0, 2.0, 4.0), (99, 99, 99)) == (5, 2, 1)  # halves to the even one
+    assert reach(10.0, (1.0, 2.0, 4.0), (99, 99, 99)) == (5, 2, 1)  # halves down
+    nearly = np.nextafter(33.07435938958063, 0.0)
+    assert reach(33.07435938958063, (33.07435938958063, nearly, 1.0), (9, 9, 99)) == (0, 0, 17)
     assert reach(30.0, (1.0, 1.0, 1e-320), (99, 9, 1)) == (15, 9, 1)
     assert reach(0.5, (1.0, 0.3, 1e9), (5, 5, 5)) == (0, 1, 0)
 
@@ -212,6 +214,15 @@ def in_c(
 
 @needs_engine
 @properties
+@example(
+    seed=0,
+    shape=(1, 1, 2),
+    spacing=(1.0, 1.0, 33.07435938958063),
+    window=33.07435938958063,
+    kind="uint8",
+    channels=1,
+    flipped=False,
+)
 @given(
     seed=st.integers(0, 2**32 - 1),
     shape=st.tuples(*[st.integers(1, 21)] * 3),

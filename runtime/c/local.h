@@ -8,6 +8,8 @@
 #define LOCAL_FLOOR 0.1
 #define LOCAL_LEAST 1e-5
 #define LOCAL_RANGE 6.0
+/* Half a voxel more than this is rounded up: a spacing whose last bit differs decides nothing. */
+#define LOCAL_TIE 1e-6
 
 /* Sums over `reach` neighbours on each side along a line of numbers `step` apart, fewer at its ends. */
 static void box_line(const double *from, double *to, int64_t count, int64_t step, int64_t reach)
@@ -102,7 +104,7 @@ void mednca_local(mednca_job *job, void *memory)
         return;
     for (int axis = 0; axis < 3; axis++) {
         const double wanted = job->model->window / (2 * scan->spacing[axis]);
-        reach[axis] = wanted < (double)scan->shape[1 + axis] ? even(wanted) : scan->shape[1 + axis];
+        reach[axis] = wanted < (double)scan->shape[1 + axis] ? (int64_t)(wanted + 0.5 - LOCAL_TIE) : scan->shape[1 + axis];
     }
     double *planes = (double *)aligned(memory);
     float *out = (float *)(planes + 5 * scan->shape[1] * scan->shape[2]);

@@ -132,7 +132,7 @@ def main() -> None:
     scan, number = np.load(sys.argv[1]).astype(np.float32), int(sys.argv[2])
     if "window_mm" in told:
         reach = float(told["window_mm"]) / 2 / np.array(sys.argv[4:], float)  # mm to voxels
-        reach = np.rint(np.minimum(reach, [len(scan), *scan.shape[2:]])).astype(int)
+        reach = np.floor(np.minimum(reach, [len(scan), *scan.shape[2:]]) + 0.5 - 1e-6).astype(int)
         scan = np.stack([normalised(channel, reach) for channel in scan.swapaxes(0, 1)], axis=1)
     elif told["normalise"] == "volume":
         scan = np.stack([rescale(channel) for channel in scan.swapaxes(0, 1)], axis=1)

@@ -17,6 +17,7 @@ makes the sums in another order.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,12 +29,15 @@ FLOOR = 0.1
 LEAST = 1e-5
 #: Standard deviations from black to white.
 RANGE = 6.0
+#: Half a voxel more than this is rounded up: a spacing whose last bit differs decides nothing.
+TIE = 1e-6
 
 
 def reach(window: float, spacing: Sequence[float], shape: Sequence[int]) -> tuple[int, ...]:
     """Side of the box and spacing (mm), and shape of the scan -> voxels that the box reaches to each side
     along each axis, no more than there are."""
-    return tuple(round(min(window / (2 * step), size)) for step, size in zip(spacing, shape, strict=True))
+    voxels = (min(window / (2 * step), size) for step, size in zip(spacing, shape, strict=True))
+    return tuple(math.floor(count + 0.5 - TIE) for count in voxels)
 
 
 def normalised(channel: NDArray[np.float32], reaches: Sequence[int]) -> NDArray[np.float32]:
