@@ -216,8 +216,8 @@ RELIABILITY: tuple[Experiment, ...] = tuple(
     for name, row, split, recipe, changes, seeds, minutes in (
         ("hippocampus", "default recipe", _PERSON, BEST, {"train": _SHORT}, 10, 2),
         ("hippocampus_official", "official settings", _PERSON, "paper_hippocampus", {"train": _SHORT}, 10, 3),
-        ("prostate", "default recipe", "prostate", BEST, {"train": _LONGER}, 5, 13),
-        ("prostate_official", "official training of our model", "prostate", BEST, _OFFICIAL, 5, 13),
+        ("prostate", "default recipe", "prostate", BEST, {"train": _LONGER}, 5, 27),
+        ("prostate_official", "official training of our model", "prostate", BEST, _OFFICIAL, 5, 27),
     )
 )
 

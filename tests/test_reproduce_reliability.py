@@ -212,7 +212,7 @@ def test_the_table_counts_seeds_near_the_median_and_those_that_failed(tmp_path: 
     assert "reliability_hippocampus_official, seed 3: failed: gave up." in page
     third = row_of(page, "prostate | official training of our model")
     assert (
-        "not run: its 65 core-minutes of training, or more, were not to be had yet" in third
+        "not run: its 135 core-minutes of training, or more, were not to be had yet" in third
         and f"--only {prostate.name}`" in third[-1]
     )
     again = [path.read_bytes() for path in reliability.draw(tmp_path, False)]
