@@ -281,6 +281,9 @@ def surest_component(mask: Array, probability: Array) -> None:
 
     That is the piece of the highest mean probability of the foreground, among those that are at least a
     quarter as large as the largest. Of two that are as sure the one with the first voxel stays.
+
+    Raises:
+        ValueError: If an array has not the right shape or type.
     """
     place, shares = locate(mask, writable=True), locate(probability)
     if len(place.shape) != 3 or len(shares.shape) != 4:
