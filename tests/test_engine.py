@@ -305,17 +305,17 @@ def test_along_several_axes_nothing_depends_on_threads_or_what_memory_held(numbe
 
 @needs_engine
 @pytest.mark.parametrize(
-    ("kind", "local", "broken"),
+    ("kind", "taken_out", "broken"),
     [
         ({"axes": (2, 0)}, False, True),  # without memory for its average
-        ({"window": 5.0}, False, True),  # without the local normalisation that it needs
-        ({"window": 5.0}, True, False),
+        ({"field": True}, False, True),  # with the field that it wants taken out
+        ({"field": True}, True, False),
         ({}, True, False),
     ],
     ids=str,
 )
 def test_a_slice_that_lacks_what_its_model_needs_is_counted_as_broken(
-    kind: dict[str, Any], local: bool, broken: bool
+    kind: dict[str, Any], taken_out: bool, broken: bool
 ) -> None:
     model = engine.Model(to_bytes(tiny_model(**kind)))
     data, mask = voxels(), np.zeros(SHAPE, np.uint8)
@@ -326,9 +326,9 @@ def test_a_slice_that_lacks_what_its_model_needs_is_counted_as_broken(
     work = memory(library.mednca_work_size(model._handle, scan, 1, message, binding.MESSAGE))
     desk, target = locate(work, writable=True), locate(mask, writable=True)
     assert not library.mednca_begin(model._handle, scan, desk.address, job, message, binding.MESSAGE)
-    room = locate(memory(library.mednca_local_size(model._handle, scan)), writable=True)
-    if local:
-        library.mednca_local(job, room.address)
+    room = locate(memory(library.mednca_field_size(model._handle, scan)), writable=True)
+    if taken_out:
+        library.mednca_field(job, room.address)
     library.mednca_slice(
         job, 0, desk.address, 0, 1, target.address, target.stride_array(), None, None, counts
     )
@@ -349,10 +349,10 @@ def test_a_slice_that_lacks_what_its_model_needs_is_counted_as_broken(
         ({"axes": [0, 1], "roi": [0.0, 1.0]}, "six numbers"),
         ({"axes": [0, 1], "roi": [0, 1, 0.5, 0.5, 0, 1]}, "three pairs of rising shares"),
         *(
-            ({"axes": [2], "window": wrong}, "local normalisation must be > 0 mm, of the whole volume")
-            for wrong in (0, -1.5, "wide", [5], True, float("nan"))
+            ({"axes": [2], "field": wrong}, "lose their field must be true or false, true with volumes only")
+            for wrong in (0, 1, None, "true", [True])
         ),
-        ({"axes": [2], "window": 5.0, "normalise": "slice"}, "of the whole volume"),
+        ({"axes": [2], "field": True, "normalise": "slice"}, "true with volumes only"),
     ],
     ids=str,
 )

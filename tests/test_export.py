@@ -23,8 +23,8 @@ from scipy.ndimage import convolve1d
 from mednca.backends.onnx import Exported
 from mednca.errors import InputError
 from mednca.export import export
+from mednca.field import removed
 from mednca.fire import FireKey, absorb, fire_mask
-from mednca.local import normalised, reach
 from mednca.modelfile import ModelFile, load_model, save_model
 from mednca.predict import Predictor, decide, predict_slices, share_with
 from mednca.rule import weight_shapes
@@ -71,9 +71,7 @@ MODELS["mirrored, with neighbours"] = replace(
     ),
 )
 MODELS["smoothed"] = tiny_model(context=1, smoothing=2)
-MODELS["locally normalised, two channels"] = tiny_model(modalities=2, context=1, window=7.0)
-#: Distance in mm between slices, rows and columns of the scans here.
-SPACING = (2.0, 0.9, 1.1)
+MODELS["without their field, two channels"] = tiny_model(modalities=2, context=1, field=True)
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +87,9 @@ def example() -> ModuleType:
 def expected_mask(model: ModelFile, scan: NDArray[np.float32], number: int) -> NDArray[np.uint8]:
     """Model, slices (S, M, H, W) and the number of one -> its mask by the definition."""
     config = model.config
-    if config.preprocess.window is not None:
-        box = reach(config.preprocess.window, SPACING, (len(scan), *scan.shape[2:]))
-        scan = np.stack([normalised(channel, box) for channel in scan.swapaxes(0, 1)], axis=1)
-    elif config.preprocess.normalise == "volume":
+    if config.preprocess.field:
+        scan = np.stack([removed(channel) for channel in scan.swapaxes(0, 1)], axis=1)
+    if config.preprocess.normalise == "volume":
         scan = np.stack([rescale(channel) for channel in scan.swapaxes(0, 1)], axis=1)
     else:
         scan = np.stack([[rescale(channel) for channel in channels] for channels in scan])
@@ -112,9 +109,8 @@ def test_the_program_in_the_folder_makes_the_mask_of_the_package(name: str, tmp_
     shape = (5, model.config.preprocess.modalities, 19, 22)
     scan = np.random.default_rng(1).normal(100, 30, shape).astype(np.float32)
     np.save(tmp_path / "scan.npy", scan)
-    more = [str(step) for step in SPACING if model.config.preprocess.window is not None]
     for number in (0, 3):
-        words = [sys.executable, "-I", "example.py", "../scan.npy", str(number), "../mask.npy", *more]
+        words = [sys.executable, "-I", "example.py", "../scan.npy", str(number), "../mask.npy"]
         done = subprocess.run(words, cwd=tmp_path / "out", capture_output=True, text=True, check=False)
         assert done.returncode == 0 and not done.stderr, done.stderr
         mask = np.load(tmp_path / "mask.npy")
@@ -123,19 +119,28 @@ def test_the_program_in_the_folder_makes_the_mask_of_the_package(name: str, tmp_
         assert (mask != expected).mean() < 0.003, name  # a logit of almost 0 may fall to either side
 
 
-def test_the_program_asks_for_the_spacing_that_local_normalisation_needs(tmp_path: Path) -> None:
-    model = MODELS["locally normalised, two channels"]
-    export(save_model(tmp_path / "m.safetensors", model), "onnx", tmp_path / "out")
-    told = {e.key: e.value for e in onnx.load(tmp_path / "out" / "level_0.onnx").metadata_props}
-    assert told["window_mm"] == "7.0"
-    page = " ".join((tmp_path / "out" / "README.md").read_text().split())
-    assert "the box of 7 mm around each voxel, as `normalised` in `example.py`" in page
-    np.save(tmp_path / "scan.npy", np.zeros((5, 2, 19, 22), np.float32))
-    for more in ([], ["1", "1"]):
-        words = [sys.executable, "-I", "example.py", "../scan.npy", "0", "../mask.npy", *more]
-        done = subprocess.run(words, cwd=tmp_path / "out", capture_output=True, text=True, check=False)
-        assert done.returncode == 1 and not (tmp_path / "mask.npy").exists()
-        assert re.fullmatch(r"give the mm between slices, rows and columns after MASK.npy: .*\n", done.stderr)
+def test_the_folder_tells_that_the_field_is_taken_out(tmp_path: Path) -> None:
+    for name, out in (("without their field, two channels", "a"), ("one channel", "b")):
+        export(save_model(tmp_path / "m.safetensors", MODELS[name]), "onnx", tmp_path / out)
+        told = {e.key: e.value for e in onnx.load(tmp_path / out / "level_0.onnx").metadata_props}
+        page = " ".join((tmp_path / out / "README.md").read_text().split())
+        assert told.get("field") == ("1" if out == "a" else None)
+        said = (
+            "taken out, as `without_field` in `example.py` does; each channel of a volume is clipped to its"
+        )
+        assert (f"the bias field of each channel is {said}" in page) == (out == "a")
+
+
+@pytest.mark.parametrize("shape", [(60, 7, 30), (1, 40, 9), (2, 25, 24), (3, 3, 3), (20, 20, 20)])
+def test_the_program_takes_out_the_field_of_the_package(
+    example: ModuleType, shape: tuple[int, int, int]
+) -> None:
+    """To rounding; also where air is 0 or less, and where there are too few positive voxels."""
+    random = np.random.default_rng(0)
+    channel = (np.exp(random.normal(5, 1, shape)) * random.choice([0, 1, 1, 1, -1], shape)).astype(np.float32)
+    assert np.allclose(example.without_field(channel), removed(channel), rtol=1e-6, atol=0)
+    channel = (10.0 ** random.uniform(-44, 38, shape)).astype(np.float32)  # float32 has no more
+    assert np.allclose(example.without_field(channel), removed(channel), rtol=1e-6, atol=0)
 
 
 @settings(deadline=None)
@@ -257,8 +262,8 @@ def test_without_onnx_the_extra_is_named(tmp_path: Path) -> None:
         {"smoothing": 2},
         {"smoothing": 1, "axes": (0, 2), "classes": 2, "context": 1},
         {"smoothing": 3, "roi": (0.1, 0.9, 0.0, 1.0, 0.3, 1.0)},
-        {"window": 8.0},
-        {"window": 8.0, "axes": (1, 2), "spacing": (1.2, 1.2), "roi": (0.1, 0.9, 0.0, 1.0, 0.3, 1.0)},
+        {"field": True},
+        {"field": True, "axes": (1, 2), "spacing": (1.2, 1.2), "roi": (0.1, 0.9, 0.0, 1.0, 0.3, 1.0)},
     ],
     ids=str,
 )
@@ -300,10 +305,10 @@ int main(void)
         {},
         {"axes": (1, 0, 2), "classes": 2},
         {"smoothing": 2},
-        {"window": 7.0},
-        {"window": 7.0, "axes": (0, 2), "smoothing": 1},
+        {"field": True},
+        {"field": True, "axes": (0, 2), "smoothing": 1},
     ],
-    ids=["one axis", "three axes", "smoothed", "local", "local, two axes, smoothed"],
+    ids=["one axis", "three axes", "smoothed", "field", "field, two axes, smoothed"],
 )
 def test_the_header_s_own_example_compiles_and_makes_the_mask_of_the_package(
     kind: dict[str, Any], tmp_path: Path
@@ -328,7 +333,7 @@ def test_the_header_s_own_example_compiles_and_makes_the_mask_of_the_package(
     assert done.returncode == 0, done.stderr
     scan = voxels()
     given = np.array(scan.shape, np.int64).tobytes() + scan.tobytes("F")
-    assert ("mednca_local(&job" in program) == ("window" in kind)
+    assert ("mednca_field(&job" in program) == ("field" in kind)
     done = subprocess.run([tmp_path / "main"], input=given, capture_output=True, check=False)
     assert done.returncode == 0, done.stdout
     mask = np.frombuffer(done.stdout, np.uint8).reshape(scan.shape, order="F")

@@ -96,8 +96,8 @@ def test_the_hash_names_configuration_and_weights(tmp_path: Path) -> None:
     [
         ({}, 1),
         ({"axes": (2, 0, 1)}, 2),
-        ({"window": 30.0}, 3),
-        ({"window": 30.0, "axes": (2, 0, 1)}, 3),
+        ({"field": True}, 3),
+        ({"field": True, "axes": (2, 0, 1)}, 3),
     ],
     ids=str,
 )
@@ -111,7 +111,7 @@ def test_a_file_has_the_oldest_version_whose_readers_know_all_that_is_in_it(
     with safetensors.safe_open(str(path), "np") as file:
         header = json.loads(file.metadata()["mednca"])
     assert header["version"] == version
-    assert header["config"]["preprocess"].get("window") == preprocess.get("window")
+    assert header["config"]["preprocess"].get("field") == preprocess.get("field")
     back = load_model(path)
     assert back.config == config and back.hash == changed.hash
     assert (back.hash == model.hash) == (not preprocess)

@@ -209,11 +209,11 @@ void run_bench(const mednca_model *model, const settings *set)
             megabytes((double)size));
     if (mednca_begin(model, &scan, l.memory, &l.job, message, sizeof message))
         die("%s: %s", set->model, message);
-    const size_t more = mednca_local_size(model, &scan);
-    void *local = more ? allocate(more, size) : NULL;
-    if (more && !local)
-        die("--size: too little memory to normalise the slice in; give less");
-    mednca_local(&l.job, local);
+    const size_t more = mednca_field_size(model, &scan);
+    void *even = more ? allocate(more, size) : NULL;
+    if (more && !even)
+        die("--size: too little memory to take the field out of the slice in; give less");
+    mednca_field(&l.job, even);
 
     double seconds[RUNS], spent = 0;
     mednca_counts counts;
@@ -228,7 +228,7 @@ void run_bench(const mednca_model *model, const settings *set)
         spent += seconds[runs++];
     }
     report(model, set, &l, &counts, seconds, runs);
-    free(local);
+    free(even);
     free(l.memory);
     free(l.mask);
     free(l.shares);

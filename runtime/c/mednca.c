@@ -4,7 +4,7 @@
  *     instructions.h     what runs for every cell (kernels.h, armv6.h, train.h), once for each set of instructions
  *     levels.h           the steps of a level
  *     images.h           values of a scan, percentiles, resampling
- *     local.h            local normalisation
+ *     log.h, field.h     the bias field of a scan, taken out
  *     mask.h             what is done to a mask when all slices are there: smoothing across them, one piece
  *
  * and leads a scan through them.
@@ -302,12 +302,9 @@ int mednca_begin(const mednca_model *model, const mednca_scan *scan, void *work,
     const int64_t voxels = part.shape[1] * part.shape[2] * part.shape[3];
     for (int64_t c = 0; c < part.shape[0] && !broken; c++) {
         Values values = {.scan = &job->scan, .channel = c, .count = voxels};
-        if (model->per_slice)
+        if (model->per_slice || model->field) /* measured later: each slice, or by mednca_field() */
             broken = tally(&values, 0, 0, w.histogram);
-        else if (model->window > 0) { /* what mednca_local() wants to know */
-            job->low[c] = percentile(&values, 0.5 / 100, w.histogram, &broken);
-            job->high[c] = (double)ranked(&values, voxels - 1, w.histogram, &broken);
-        } else
+        else
             broken = measure(&values, w.histogram, &job->low[c], &job->high[c]);
     }
     return broken ? fail(message, message_size, "the scan holds values that are not finite (NaN or infinity)") : 0;
@@ -321,7 +318,7 @@ void mednca_turn(mednca_job *job, int32_t view)
     memcpy(turned.high, job->high, sizeof turned.high);
     memcpy(turned.first, job->first, sizeof turned.first);
     turned.spread = job->spread;
-    turned.local = job->local;
+    turned.field = job->field;
     memcpy(turned.spread_strides, job->spread_strides, sizeof turned.spread_strides);
     *job = turned;
 }
@@ -872,8 +869,8 @@ void mednca_slice(const mednca_job *job, int64_t slice, void *work, int32_t rank
         samples++;
         wait_for_all(w.barrier, team);
     }
-    if (rank == 0 && ((f->views > 1 && !probability) || (m->window > 0 && !job->local)))
-        counts->broken += job->rows * job->columns; /* there is no average, or the scan was not normalised */
+    if (rank == 0 && ((f->views > 1 && !probability) || (m->field && !job->field)))
+        counts->broken += job->rows * job->columns; /* there is no average, or the field is still in the scan */
     if (rank == 0)
         decide(job, slice, &w, mask, mask_strides, probability, probability_strides, samples, counts);
     wait_for_all(w.barrier, team);
@@ -914,7 +911,9 @@ void mednca_level(const mednca_model *model, int32_t level, float *state, int64_
     wait_for_all(barrier, team);
 }
 
-#include "local.h"
+#include "log.h"
+
+#include "field.h"
 
 #include "mask.h"
 

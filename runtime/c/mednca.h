@@ -13,8 +13,8 @@
  *
  * Of a model of several axes (facts.views), all slices along one are run before mednca_turn(&job, view) and those along the
  * next, and mednca_slice() needs memory for the probabilities, in which they are added up. So does a model that smooths
- * (facts.smoothing): after its last slice comes mednca_smooth(). A model that normalises a scan locally, for which
- * mednca_local_size() is not 0, wants mednca_local() after mednca_begin().
+ * (facts.smoothing): after its last slice comes mednca_smooth(). A model whose scans lose their bias field first, for which
+ * mednca_field_size() is not 0, wants mednca_field() after mednca_begin().
  *
  * Functions that can fail return null, 0 bytes or a status other than 0, and put one line for a person into message.
  */
@@ -33,7 +33,7 @@
 #endif
 
 /* MEDNCA_VERSION: the newest model format that is read; MEDNCA_ABI: rises when a structure or a function here changes. */
-enum { MEDNCA_VERSION = 3, MEDNCA_ABI = 6, MEDNCA_LEVELS = 8, MEDNCA_MODALITIES = 16, MEDNCA_CLASSES = 255, MEDNCA_MESSAGE = 256 };
+enum { MEDNCA_VERSION = 3, MEDNCA_ABI = 7, MEDNCA_LEVELS = 8, MEDNCA_MODALITIES = 16, MEDNCA_CLASSES = 255, MEDNCA_MESSAGE = 256 };
 
 /* Arithmetic of the cells. */
 enum {
@@ -95,7 +95,7 @@ typedef struct {
     int64_t grid_rows, grid_columns;          /* and after padding */
     int64_t top, left;                        /* where the slice lies in that */
     double low[MEDNCA_MODALITIES], high[MEDNCA_MODALITIES]; /* normalisation */
-    int64_t local;                            /* 1 once mednca_local() has been called */
+    int64_t field;                            /* 1 once mednca_field() has been called */
     /* Set by the caller after mednca_begin(), with options.signals: floats, (x, y, z) at spread_strides[1 .. 3] bytes. There is
      * written how far the samples of the foreground's probability lie apart (standard deviation): the ends of all runs, with
      * other fire masks and along other axes; of a model with one run, up to four states of the last quarter of its steps.
@@ -147,12 +147,12 @@ MEDNCA_API size_t mednca_work_size(const mednca_model *model, const mednca_scan 
 MEDNCA_API int mednca_begin(const mednca_model *model, const mednca_scan *scan, void *work, mednca_job *job, char *message,
                             size_t message_size);
 
-/* Bytes that mednca_local() works in, and that the job then needs to the end; 0 where the model needs no such call. */
-MEDNCA_API size_t mednca_local_size(const mednca_model *model, const mednca_scan *scan);
+/* Bytes that mednca_field() works in, and that the job then needs to the end; 0 where the model needs no such call. */
+MEDNCA_API size_t mednca_field_size(const mednca_model *model, const mednca_scan *scan);
 
-/* After mednca_begin(): normalises the scan locally, for a model that wants it (local.h); for others nothing happens.
- * Without it mednca_slice() counts every pixel of such a model as broken. */
-MEDNCA_API void mednca_local(mednca_job *job, void *memory);
+/* After mednca_begin(): takes the bias field out of the scan, for a model that wants it (field.h); for others nothing
+ * happens. Without it mednca_slice() counts every pixel of such a model as broken. */
+MEDNCA_API void mednca_field(mednca_job *job, void *memory);
 
 /* The same scan cut across another axis of the model: view 0 .. facts.views - 1. spread stays. */
 MEDNCA_API void mednca_turn(mednca_job *job, int32_t view);

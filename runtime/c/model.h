@@ -8,8 +8,7 @@ struct mednca_model {
     mednca_facts facts;
     mednca_options options;
     const Kernels *kernels;
-    int per_slice, has_spacing, has_size, has_roi; /* preprocessing */
-    double window; /* mm, of local normalisation; 0: none */
+    int per_slice, has_spacing, has_size, has_roi, field; /* preprocessing */
     double roi[6]; /* shares of the field of view: x from, to, y from, to, z from, to */
     double spacing[2];
     int64_t size[2];
@@ -138,10 +137,10 @@ static int read_config(mednca_model *m, Json config, char *message, size_t size)
     m->per_slice = is(member(prepare, "normalise"), "\"slice\"");
     if (!m->per_slice && !is(member(prepare, "normalise"), "\"volume\""))
         return fail(message, size, "the model's normalisation must be per volume or per slice");
-    Json window = member(prepare, "window");
-    m->window = 0;
-    if (window.at && !is(window, "null") && (!number(window, &m->window) || !(m->window > 0) || m->per_slice))
-        return fail(message, size, "the window of the model's local normalisation must be > 0 mm, of the whole volume");
+    Json field = member(prepare, "field"); /* a file may leave it out */
+    m->field = is(field, "true");
+    if (field.at && !is(field, "false") && (!m->field || m->per_slice))
+        return fail(message, size, "whether the model's scans lose their field must be true or false, true with volumes only");
     m->has_spacing = !is(member(prepare, "spacing"), "null");
     if (m->has_spacing && (numbers(member(prepare, "spacing"), m->spacing, 2) != 2 || !(m->spacing[0] > 0 && m->spacing[1] > 0)))
         return fail(message, size, "the model's spacing must be two numbers > 0");

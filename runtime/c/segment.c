@@ -180,7 +180,7 @@ typedef struct {
     int64_t together;   /* the one that all work on */
     size_t sizes[THREADS];
     uint8_t *mask;
-    void *local;   /* where the scan is normalised, for a model that wants it locally; else null */
+    void *even;    /* where the scan lies without its field, for a model that wants it so; else null */
     float *shares; /* the probabilities, of a model that needs them: of several views, or one that smooths; else null */
     int64_t strides[3], share_strides[4];
 } labour;
@@ -269,8 +269,8 @@ static int run_slices(labour *l, const mednca_model *model, const mednca_scan *s
     mednca_job job;
     if (mednca_begin(model, scan, l->memory[0], &job, message, message_size))
         return 1;
-    if (l->local)
-        mednca_local(&job, l->local);
+    if (l->even)
+        mednca_field(&job, l->even);
     l->job = &job;
     begin_progress(set->quiet ? 0 : cells_of_scan(&job));
     for (int32_t view = 0; view < views; view++) {
@@ -329,12 +329,12 @@ uint8_t *segment(const mednca_model *model, const nifti_image *image, const sett
     uint8_t *mask = allocate(voxels, 0);
     const int fits = 4.0 * (double)voxels * (double)numbers < (double)SIZE_MAX / 2;
     void *four = mask && numbers && fits ? allocate(4 * voxels * numbers, voxels) : NULL;
-    const size_t evened = mednca_local_size(model, &scan);
-    l.local = evened ? allocate(evened, voxels + 4 * voxels * numbers) : NULL;
-    int failed = !mask || (numbers && !four) || (evened && !l.local);
+    const size_t bytes = mednca_field_size(model, &scan);
+    l.even = bytes ? allocate(bytes, voxels + 4 * voxels * numbers) : NULL;
+    int failed = !mask || (numbers && !four) || (bytes && !l.even);
     if (failed)
-        snprintf(message, message_size, "too little memory for the mask%s", evened ? " and the normalised scan" : "");
-    failed = failed || reserve(&l, model, &scan, voxels + 4 * voxels * numbers + evened, message, message_size);
+        snprintf(message, message_size, "too little memory for the mask%s", bytes ? " and the scan without its field" : "");
+    failed = failed || reserve(&l, model, &scan, voxels + 4 * voxels * numbers + bytes, message, message_size);
     if (!failed) {
         l.mask = nifti_turn_mask(image, mask, l.strides);
         if (shares) /* the doubles of the surest piece come first */
@@ -351,7 +351,7 @@ uint8_t *segment(const mednca_model *model, const nifti_image *image, const sett
         mednca_largest_component(mask, shape, strides, four);
     for (int32_t i = 0; i < l.threads; i++)
         free(l.memory[i]);
-    free(l.local);
+    free(l.even);
     free(four);
     if (failed) {
         free(mask);

@@ -102,10 +102,9 @@ def _input(model: ModelFile) -> str:
         parts.append(f"stretched to {config.size[0]} x {config.size[1]}")
     elif config.spacing:
         parts.append(f"resampled to {config.spacing[0]:.3g} x {config.spacing[1]:.3g} mm")
-    if config.window is not None:
-        parts.append(f"intensities set against those in a box of {config.window:g} mm around")
-    else:
-        parts.append(f"intensities scaled per {config.normalise}")
+    if config.field:
+        parts.append("the bias field taken out")
+    parts.append(f"intensities scaled per {config.normalise}")
     return ", ".join(parts)
 
 

@@ -181,7 +181,7 @@ def facts(model: ModelFile, level: int) -> dict[str, str]:
         "normalise": config.preprocess.normalise,
         "spacing_mm": config.preprocess.spacing,
         "roi": config.preprocess.roi,
-        "window_mm": config.preprocess.window,
+        "field": 1 if config.preprocess.field else None,
         "size": config.preprocess.size,
         "labels": ", ".join(config.labels),
         "values": config.values,
@@ -218,7 +218,8 @@ def page(model: ModelFile, names: Sequence[str]) -> str:
     prepare = [
         f"the scan, {pre.modalities} channel(s), on its RAS+ axes (x to the right, y to the front, z up)",
         _region(pre.roi),
-        _local(pre.window) if pre.window is not None else scaled if pre.normalise == "volume" else "",
+        _FIELD if pre.field else "",
+        scaled if pre.normalise == "volume" else "",
         "; or ".join(_CUTS[axis] for axis in pre.axes),
         f"stretched to {pre.size[0]} x {pre.size[1]} pixels" if pre.size else "",
         f"resampled to {pre.spacing[0]:g} x {pre.spacing[1]:g} mm" if pre.spacing and not pre.size else "",
@@ -259,14 +260,6 @@ def _region(roi: Sequence[float] | None) -> str:
         f"{name} from {low:g} to {high:g}" for name, low, high in zip("xyz", roi[::2], roi[1::2], strict=True)
     )
     return f"cut to a part of its field of view, in shares of it ({shares}), outside of which is background"
-
-
-def _local(window: float) -> str:
-    """Side of the box (mm) -> how each channel is normalised."""
-    return (
-        f"each channel, less its 0.5 percentile and not below 0, is set against the mean and the standard "
-        f"deviation of the box of {window:g} mm around each voxel, as `normalised` in `example.py` does"
-    )
 
 
 def _wrapped(line: str) -> str:
@@ -347,6 +340,7 @@ _COMPONENTS = {
     "surest": "6. Of the mask of the whole scan only one connected piece is kept: that of the highest mean "
     "probability, of those that are at least a quarter as large as the largest (`example.py` does not).\n",
 }
+_FIELD = "the bias field of each channel is taken out, as `without_field` in `example.py` does"
 _WHOLE: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
 
 
@@ -360,7 +354,7 @@ def c_header(model: ModelFile, path: Path, out: Path) -> dict[Path, bytes | str]
     data, name = path.read_bytes(), "model_" + re.sub(r"\W", "_", out.stem, flags=re.ASCII)
     told, config = facts(model, 0), model.config
     smooth = _SMOOTH if config.predict.smoothing else ""
-    local = _LOCAL if config.preprocess.window is not None else ""
+    field = _TAKE_OUT if config.preprocess.field else ""
     shares = smooth or len(config.preprocess.axes) > 1
     lines = [f"{told.get('model') or 'Med-NCA model'}, hash {model.hash}; written by mednca {__version__}."]
     for key in ("licence", "attribution", "data", "intended_use"):
@@ -383,8 +377,8 @@ def c_header(model: ModelFile, path: Path, out: Path) -> dict[Path, bytes | str]
             loop=(_LOOPS if shares else _LOOP).format(
                 classes=config.model.classes,
                 smooth=smooth,
-                local=local,
-                done="\n *         free(local);" if local else "",
+                field=field,
+                done="\n *         free(even);" if field else "",
             ),
             guard=f"{name.upper()}_H",
             size=len(data),
@@ -443,13 +437,13 @@ static const unsigned char {name}[{size}] = {{
 #: The slices along the axis of a model, and along each of several; these, and what smooths, take memory.
 _LOOP = """\
  *         int failed = !work || mednca_begin(model, &scan, work, &job, message, sizeof message);
-{local} *         for (int64_t i = 0; !failed && i < job.slices; i++)
+{field} *         for (int64_t i = 0; !failed && i < job.slices; i++)
  *             mednca_slice(&job, i, work, 0, 1, mask, strides, NULL, NULL, &counts);{done}"""
 _LOOPS = """\
  *         float *shares = calloc((size_t)(x * y * z) * {classes}, sizeof(float)); // probabilities
  *         int64_t share_strides[4] = {{4 * x * y * z, 4, 4 * x, 4 * x * y}};
  *         int failed = !work || !shares || mednca_begin(model, &scan, work, &job, message, sizeof message);
-{local} *         mednca_facts facts = {{0}};
+{field} *         mednca_facts facts = {{0}};
  *         if (!failed)
  *             mednca_about(model, &facts);
  *         for (int32_t view = 0; view < facts.views; view++) {{
@@ -459,11 +453,11 @@ _LOOPS = """\
  *                 mednca_slice(&job, i, work, 0, 1, mask, strides, shares, share_strides, &counts);
  *         }}
 {smooth} *         free(shares);{done}"""
-_LOCAL = """\
- *         void *local = failed ? NULL : malloc(mednca_local_size(model, &scan)); // to be kept to the end
- *         failed = failed || !local;
+_TAKE_OUT = """\
+ *         void *even = failed ? NULL : malloc(mednca_field_size(model, &scan)); // to be kept to the end
+ *         failed = failed || !even;
  *         if (!failed)
- *             mednca_local(&job, local);
+ *             mednca_field(&job, even);
 """
 _SMOOTH = """\
  *         if (!failed)

@@ -1,10 +1,9 @@
 """Segments one slice of a scan with the ONNX files in this folder; needs NumPy and ONNX Runtime only.
 
-    python example.py SCAN.npy NUMBER MASK.npy [SPACING SPACING SPACING]
+    python example.py SCAN.npy NUMBER MASK.npy
 
 SCAN.npy holds slices (slices, channels, rows, columns) as README.md tells; NUMBER, from 0, picks one of them;
-MASK.npy becomes its mask, uint8 (rows, columns). A model that normalises locally (window_mm in its metadata)
-also needs the distance in mm between slices, between rows and between columns.
+MASK.npy becomes its mask, uint8 (rows, columns).
 """
 
 import sys
@@ -50,23 +49,29 @@ def rescale(image: Array) -> Array:
     return (np.clip(image, low, high) - low) / (high - low) if high > low else np.zeros_like(image)
 
 
-def box(values: Array, reach: Array) -> Array:
-    """Values (slices, rows, columns) -> sums over the box that reaches so far along each axis."""
-    for axis, far in enumerate(reach):
-        sums = np.concatenate([np.zeros_like(values.take([0], axis)), values.cumsum(axis)], axis)
-        at, size = np.arange(values.shape[axis]), values.shape[axis]
-        values = sums.take(np.minimum(at + far + 1, size), axis) - sums.take(np.maximum(at - far, 0), axis)
-    return values
-
-
-def normalised(channel: Array, reach: Array) -> Array:
-    """Channel of a scan -> each voxel against the box around it, in [0, 1]."""
-    x = np.maximum(channel.astype(float) - np.percentile(channel, (0.5,)), 0)
-    x /= x.max() or 1
-    count = box(np.ones(x.shape), reach)
-    mean = box(x, reach) / count
-    spread = np.sqrt(np.maximum(box(x * x, reach) / count - mean**2, 0) + (0.1 * mean) ** 2 + 1e-10)
-    return np.clip(0.5 + (x - mean) / (6 * spread), 0, 1)
+def without_field(channel: Array) -> Array:
+    """Channel of a scan -> divided by its bias field: the exponential of a cubic polynomial of the place that
+    is nearest to the logarithm of the positive voxels, on a grid of up to 24 along each axis."""
+    axes = [(2 * np.arange(n) - (n - 1.0)) / max(n - 1, 1) for n in channel.shape]
+    steps = [-(-n // 24) for n in channel.shape]
+    grid = tuple(slice(step // 2, None, step) for step in steps)
+    seen = channel[grid].astype(float)
+    terms = [at for at in np.ndindex(*(min(4, n) for n in seen.shape)) if sum(at) < 4]
+    left, inside = np.maximum(channel.astype(float), 0), seen > 0
+    if inside.sum() >= 4 * len(terms):
+        places = np.meshgrid(*(axis[part] for axis, part in zip(axes, grid, strict=True)), indexing="ij")
+        x, y, z = (place[inside] for place in places)
+        design = np.stack([x**i * y**j * z**k for i, j, k in terms], axis=1)
+        logs, fit, weights = np.log(seen[inside]), np.zeros((4, 4, 4)), np.ones(inside.sum())
+        for _ in range(4):  # what lies far from the fit, as air does, counts less in the next
+            normal = design.T @ (design * weights[:, None])
+            normal += 1e-9 * np.trace(normal) / len(terms) * np.eye(len(terms))
+            found = np.linalg.solve(normal, design.T @ (weights * logs))
+            weights = 1 / (1 + ((logs - design @ found) / 0.5) ** 2)
+        fit[tuple(np.transpose(terms))] = found
+        field = np.polynomial.polynomial.polygrid3d(axes[0], axes[1], axes[2], fit)
+        left /= np.exp(np.clip(field, -500, 500))
+    return np.minimum(left, np.finfo(np.float32).max).astype(np.float32)
 
 
 def padded(length: int, scale: int) -> tuple[Array, slice]:
@@ -127,14 +132,10 @@ def main() -> None:
     sessions = [onnxruntime.InferenceSession(str(file)) for file in files]
     levels = [(session, session.get_modelmeta().custom_metadata_map) for session in sessions]
     told = levels[0][1]
-    if "window_mm" in told and len(sys.argv) != 7:
-        sys.exit("give the mm between slices, rows and columns after MASK.npy: this model normalises locally")
     scan, number = np.load(sys.argv[1]).astype(np.float32), int(sys.argv[2])
-    if "window_mm" in told:
-        reach = float(told["window_mm"]) / 2 / np.array(sys.argv[4:], float)  # mm to voxels
-        reach = np.floor(np.minimum(reach, [len(scan), *scan.shape[2:]]) + 0.5 - 1e-6).astype(int)
-        scan = np.stack([normalised(channel, reach) for channel in scan.swapaxes(0, 1)], axis=1)
-    elif told["normalise"] == "volume":
+    if told.get("field") == "1":
+        scan = np.stack([without_field(channel) for channel in scan.swapaxes(0, 1)], axis=1)
+    if told["normalise"] == "volume":
         scan = np.stack([rescale(channel) for channel in scan.swapaxes(0, 1)], axis=1)
     times = int(told.get("smoothing", 0))  # so many neighbours on each side weigh in
     first, last = max(0, number - times), min(len(scan) - 1, number + times)

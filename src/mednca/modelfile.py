@@ -40,7 +40,7 @@ from mednca.trust import from_json as trust_from_json
 from mednca.trust import to_json as trust_to_json
 
 FORMAT = "mednca-model"
-#: Of models with local normalisation; of several axes 2, all others 1, which older programs read.
+#: Of models whose scans lose their field first; of several axes 2, all others 1, which older programs read.
 VERSION = 3
 #: The models that come with the package.
 SHIPPED = Path(__file__).parent / "models"
@@ -109,7 +109,7 @@ def to_bytes(model: ModelFile) -> bytes:
         ValueError: If the range does not fit the model.
     """
     seen = model.config.preprocess
-    version = VERSION if seen.window is not None else 2 if len(seen.axes) > 1 else 1
+    version = VERSION if seen.field else 2 if len(seen.axes) > 1 else 1
     header: dict[str, Any] = {"format": FORMAT, "version": version, "config": stored(model.config)}
     header["card"] = _without_nan(model.card)
     if model.range is not None:

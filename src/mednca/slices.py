@@ -12,15 +12,16 @@ I = M (2 context + 1) image channels that a model sees.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mednca import local
+from mednca import field
 from mednca.roi import check_roi
 
 if TYPE_CHECKING:
@@ -46,10 +47,9 @@ class PreprocessConfig:
             own. With several axes both numbers are the same, so that the slices along each have one scale.
         size: Height and width that every slice is stretched to, whatever its shape (the paper's recipe);
             replaces `spacing`. With several axes it is that of the slices along each.
-        window: Side in mm of the box around each voxel against whose mean and standard deviation intensities
-            are set (`mednca.local`), instead of the scaling of "volume"; None does not.
         roi: The part of the scan that is looked at (`mednca.roi`); None looks at all of it. What is
             said here of a scan is then said of that part.
+        field: Whether the bias field of each channel is taken out first (`mednca.field`), with "volume" only.
 
     Raises:
         ValueError: Where a value is out of its range.
@@ -61,8 +61,8 @@ class PreprocessConfig:
     normalise: Literal["volume", "slice"] = "volume"
     spacing: tuple[float, float] | None = None
     size: tuple[int, int] | None = None
-    roi: tuple[float, ...] | None = field(default=None, metadata={"later": True})
-    window: float | None = field(default=None, metadata={"later": True})
+    roi: tuple[float, ...] | None = dataclasses.field(default=None, metadata={"later": True})
+    field: bool = dataclasses.field(default=False, metadata={"later": True})
 
     def __post_init__(self) -> None:
         if self.modalities < 1 or self.context < 0:
@@ -80,10 +80,8 @@ class PreprocessConfig:
             raise ValueError(f"spacing must be two numbers > 0 (mm), got {self.spacing}")
         if self.roi is not None:
             check_roi(self.roi)
-        if self.window is not None and not (0 < self.window < np.inf and self.normalise == "volume"):
-            raise ValueError(
-                f"window must be > 0 (mm), with normalise 'volume', got {self.window} and {self.normalise!r}"
-            )
+        if self.field and self.normalise != "volume":
+            raise ValueError(f"normalise must be 'volume' where field is on, got {self.normalise!r}")
         if len(self.axes) > 1 and self.size is None and spacing[0] != spacing[1]:
             raise ValueError(f"spacing must be one number, twice, with several axes, got {self.spacing}")
 
@@ -159,10 +157,9 @@ def prepare_image(volume: Volume, config: PreprocessConfig) -> Array:
     canonical = volume.canonical()
     data = canonical.data.astype(np.float32)
     size = plane_size(canonical.shape, canonical.spacing, config)
-    if config.window is not None:
-        reaches = local.reach(config.window, canonical.spacing, canonical.shape)
-        data = np.stack([local.normalised(channel, reaches) for channel in data])
-    elif config.normalise == "volume":
+    if config.field:
+        data = np.stack([field.removed(channel) for channel in data])
+    if config.normalise == "volume":
         data = np.stack([rescale(channel) for channel in data])
     slices = resize(cut(data, config.axis).astype(np.float32), size, "cubic" if config.size else "linear")
     if config.normalise == "slice":

@@ -25,12 +25,12 @@ from tests.runtime.builds import built, run, succeeded
 from tests.small import voxels, write_nifti
 
 TARGETS = ["armv6", "aarch64", "x86-64"]
-MODELS = ["dense", "depthwise", "three axes", "local"]
+MODELS = ["dense", "depthwise", "three axes", "field"]
 targets = pytest.mark.parametrize("target", TARGETS)
 
 
 def random_model(
-    context: int = 0, axes: tuple[int, ...] = (2,), window: float | None = None, **rule: Any
+    context: int = 0, axes: tuple[int, ...] = (2,), field: bool = False, **rule: Any
 ) -> ModelFile:
     """Settings of the rule -> a model of random weights whose states stay small."""
     config = MedNCAConfig(image_channels=1 + 2 * context, steps=(3, 4), **rule)
@@ -40,7 +40,7 @@ def random_model(
         fan_in = int(np.prod(shape[1:])) if len(shape) > 1 else 4
         weights[name] = (random.normal(size=shape) / np.sqrt(fan_in)).astype(np.float32)
     labels, values = ("a", "b")[: config.classes], (1, 2)[: config.classes]
-    preprocess = PreprocessConfig(context=context, axes=axes, window=window)
+    preprocess = PreprocessConfig(context=context, axes=axes, field=field)
     run = RunConfig("test", labels, values, config.classes == 1, model=config, preprocess=preprocess)
     return ModelFile(run, weights)
 
@@ -54,7 +54,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "dense": random_model(classes=2, channels=12, hidden=32),
         "depthwise": random_model(context=1, channels=9, hidden=20, perception="depthwise"),
         "three axes": random_model(context=1, axes=(2, 0, 1), classes=2, channels=12, hidden=32),
-        "local": random_model(window=7.0, axes=(2, 1), channels=12, hidden=32),
+        "field": random_model(field=True, axes=(2, 1), channels=12, hidden=32),
     }.items():
         images = [prepare_image(read_volume(scan), view) for view in model.config.preprocess.views]
         save_model(folder / f"{name}.safetensors", replace(model, range=measure_range(model, images)))

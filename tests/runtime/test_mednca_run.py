@@ -83,8 +83,8 @@ def agree(path: Path, other: Path, least: float = 0.999) -> None:
         {"axes": (2, 0), "context": 1, "roi": (0.0, 0.85, 0.15, 1.0, 0.3, 0.7)},
         {"axes": (1,), "classes": 2, "smoothing": 2, "roi": (0.0, 0.85, 0.15, 1.0, 0.1, 0.9)},
         {"axes": (2, 1), "smoothing": 1},
-        {"window": 9.0, "modalities": 2, "spacing": (1.3, 0.8)},
-        {"window": 6.0, "axes": (2, 0), "context": 1, "roi": (0.0, 0.85, 0.15, 1.0, 0.3, 0.7)},
+        {"field": True, "modalities": 2, "spacing": (1.3, 0.8)},
+        {"field": True, "axes": (2, 0), "context": 1, "roi": (0.0, 0.85, 0.15, 1.0, 0.3, 0.7)},
     ],
     ids=str,
 )
@@ -314,8 +314,8 @@ def test_help_names_every_option_and_info_tells_what_a_model_is(world: Path) -> 
     three = save_model(world / "three.safetensors", tiny_model(axes=(2, 0, 1)))
     assert "1 channel(s), cut into axial, sagittal, coronal slices" in succeeded(three, "--info")
     assert "seconds" in succeeded(three, "--bench", "--size", "16x20")
-    local = save_model(world / "local.safetensors", tiny_model(window=9.0))
-    assert "seconds" in succeeded(local, "--bench", "--size", "16x20")
+    field = save_model(world / "field.safetensors", tiny_model(field=True))
+    assert "seconds" in succeeded(field, "--bench", "--size", "16x20")
     bare = save_model(world / "bare.safetensors", tiny_model())
     assert re.search(r"--int16 +not possible", succeeded(bare, "--info"))
 

@@ -150,7 +150,7 @@ def configuration(told: list[dict[str, str]]) -> RunConfig:
         spacing=numbers("spacing_mm", float),
         size=numbers("size"),
         roi=numbers("roi", float),
-        window=float(first["window_mm"]) if "window_mm" in first else None,
+        field=first.get("field") == "1",
     )
     model = MedNCAConfig(
         image_channels=int(first["image_channels"]),

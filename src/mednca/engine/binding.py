@@ -15,7 +15,7 @@ from typing import Any
 NUMBERS = ("fp32", "int16")
 LEVELS, MODALITIES, CLASSES, MESSAGE = 8, 16, 255, 256
 #: Version of the structures and functions that are declared here.
-ABI = 6
+ABI = 7
 #: Units of `Counts.mean`, `spread` and `axes` in 1.
 UNITS = 1 << 24
 _int32, _int64 = ctypes.c_int32, ctypes.c_int64
@@ -71,7 +71,7 @@ class Job(ctypes.Structure):
         *((name, _int64) for name in ("view", "slices", "rows", "columns", "height", "width")),
         *((name, _int64) for name in ("grid_rows", "grid_columns", "top", "left")),
         *((name, ctypes.c_double * MODALITIES) for name in ("low", "high")),
-        ("local", _int64),
+        ("field", _int64),
         ("spread", ctypes.c_void_p),
         ("spread_strides", _int64 * 4),
     ]
@@ -131,8 +131,8 @@ def _load() -> ctypes.CDLL | str:
             "about": (None, [pointer, ctypes.POINTER(Facts)]),
             "work_size": (size, [pointer, scan, _int32, *message]),
             "begin": (ctypes.c_int, [pointer, scan, pointer, job, *message]),
-            "local_size": (size, [pointer, scan]),
-            "local": (None, [job, pointer]),
+            "field_size": (size, [pointer, scan]),
+            "field": (None, [job, pointer]),
             "turn": (None, [job, _int32]),
             "slice": (None, [job, _int64, pointer, *member, *pixels, *pixels, counts]),
             "smooth": (None, [job, pointer, strides, pointer, strides]),

@@ -147,9 +147,9 @@ class Model:
         job, first = Job(), desk(1)
         if self._library.mednca_begin(self._handle, scan, first.address, job, message, MESSAGE):
             raise InputError(_text(message))
-        if size := self._library.mednca_local_size(self._handle, scan):
-            normalised = locate(memory(size), writable=True)
-            self._library.mednca_local(job, normalised.address)
+        if size := self._library.mednca_field_size(self._handle, scan):
+            even = locate(memory(size), writable=True)
+            self._library.mednca_field(job, even.address)
         if deviations:
             job.spread, job.spread_strides = deviations.address, deviations.stride_array()
         counts = [Counts() for _ in range(threads)]
