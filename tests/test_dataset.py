@@ -12,6 +12,7 @@ from small_training import blob, config, write_cases, write_scan
 
 from mednca.cases import Case, find_cases
 from mednca.dataset import (
+    check_field,
     class_numbers,
     fingerprint,
     load_scan,
@@ -114,3 +115,27 @@ def test_classes_get_the_models_numbers() -> None:
     model = replace(config().model, classes=2)
     two = replace(config(), model=model, labels=("a", "b"), values=(5, 2), merge=False)
     assert class_numbers(label, two).data.ravel().tolist() == [0, 2, 1, 0]
+
+
+def test_negative_intensities_are_refused_where_the_field_is_taken_out(tmp_path: Path) -> None:
+    """More than 1 % of a channel of the part that the model looks at; noise about 0 may leave a few."""
+    (scan,) = load_scans(write_cases(tmp_path, 1).cases)
+    data = np.full((2, 20, 10, 5), 7, np.float32)
+    data[0].reshape(-1)[:10], data[1].reshape(-1)[:10] = -1, -1
+    few = replace(scan, image=Volume(data, np.eye(4)))
+    model = replace(config().model, image_channels=2)
+    run = replace(config(), model=model, preprocess=PreprocessConfig(modalities=2))
+    taken_out = replace(run, preprocess=replace(run.preprocess, field=True))
+    check_field([few, few], taken_out)
+    data = data.copy()
+    data[1].reshape(-1)[:370] = -1
+    many = replace(scan, image=Volume(data, np.eye(4)))
+    message = (
+        "case scan_01: has 37 % negative intensities, as CT has; a bias field is a factor on positive ones; "
+        "train with preprocess.field off"
+    )
+    with pytest.raises(InputError, match=f"^{message}$"):
+        check_field([few, many], taken_out)
+    check_field([few, many], run)
+    elsewhere = replace(taken_out.preprocess, roi=(0.5, 1.0, 0.0, 1.0, 0.0, 1.0))
+    check_field([few, many], replace(run, preprocess=elsewhere))

@@ -485,6 +485,19 @@ def test_what_cannot_be_trained_is_refused(cases: CaseSet, tmp_path: Path) -> No
         quick_train(cases, run.path, resume=True)
 
 
+def test_scans_with_negative_intensities_are_refused_before_they_lose_them(tmp_path: Path) -> None:
+    """Of what is trained on and of what is held out; nothing is made."""
+    cases = write_cases(tmp_path / "data")  # noise about 0
+
+    def without_field(data: Fingerprint) -> RunConfig:
+        run_config = quick(data)
+        return replace(run_config, preprocess=replace(run_config.preprocess, field=True))
+
+    with pytest.raises(InputError, match=r"case scan_01: has \d\d % negative intensities, as CT has"):
+        train(cases, tmp_path / "run", without_field, engine="eager", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
 def test_steps_are_drawn_from_their_range_once_the_rule_has_learnt() -> None:
     settings = config(iterations=100, step_range=(0.5, 2.0), step_range_from=0.4)
     learner = Learner(settings, TrainState(), "cpu")

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from mednca.augment import TrainingCase
 
 
+#: Largest share of negative intensities where the bias field is taken out: noise about 0 may leave a few.
+NEGATIVE = 0.01
+
+
 @dataclass(frozen=True)
 class LabelledScan:
     """A case with its image (M, X, Y, Z) and label (1, X, Y, Z) on one grid."""
@@ -204,6 +208,19 @@ def training_cases(scan: LabelledScan, config: RunConfig) -> list[TrainingCase]:
         )
         for view in config.preprocess.views
     ]
+
+
+def check_field(scans: Sequence[LabelledScan], config: RunConfig) -> None:
+    """Raise InputError for a scan with many negative intensities where the configuration takes the bias field
+    out: it would lose them."""
+    for scan in scans if config.preprocess.field else ():
+        part = cut_out(scan.image, config.preprocess.roi)
+        share = max(float(np.mean(channel < 0)) for channel in part.data)
+        if share > NEGATIVE:
+            raise InputError(
+                f"case {scan.id}: has {100 * share:.2g} % negative intensities, as CT has; a bias field is a "
+                "factor on positive ones; train with preprocess.field off"
+            )
 
 
 def scan_ranges(scans: Sequence[LabelledScan]) -> dict[str, list[list[float]]]:

@@ -27,7 +27,7 @@ from mednca.calibrate import measure_range
 from mednca.cases import CaseSet, split_folds
 from mednca.checkpoint import RunFolder, TrainState
 from mednca.config import RunConfig, to_dict
-from mednca.dataset import LabelledScan, fingerprint, load_scans, scan_ranges, training_cases
+from mednca.dataset import LabelledScan, check_field, fingerprint, load_scans, scan_ranges, training_cases
 from mednca.errors import InputError
 from mednca.evaluate import evaluate
 from mednca.figures import curves
@@ -88,8 +88,8 @@ def train(
         out of fold (also in `out/report.json`). None where nothing was kept out or folds are missing.
 
     Raises:
-        InputError: If data, run folder or device cannot be used, or a resumed run was started with another
-            configuration.
+        InputError: If data, run folder or device cannot be used, a scan has many negative intensities where
+            the bias field is to be taken out, or a resumed run was started with another configuration.
     """
     check_device(device)
     if folds < 0 or folds == 1:
@@ -110,6 +110,7 @@ def train(
         scans = load_scans(cases.cases, lambda c: tqdm(c, desc="reading", unit="scan", disable=len(c) < 20))
     data = fingerprint(cases, scans)
     config = configure(data)
+    check_field(scans, config)
     engine = engine_of(config, device, engine)
     if config.augment.artefacts:
         require_torchio()
