@@ -184,9 +184,26 @@ def test_where_too_few_voxels_are_positive_nothing_is_done() -> None:
 
 @pytest.mark.parametrize("value", [1e-40, 1e-6, 1.0, 700.0, 3e38])
 @pytest.mark.parametrize("shape", [(1, 1, 40), (30, 2, 3), (9, 9, 9)])
-def test_a_constant_scan_becomes_one(value: float, shape: tuple[int, int, int]) -> None:
-    assert np.abs(removed(np.full(shape, value, np.float32)) - 1).max() < 1e-6
+def test_a_constant_scan_is_nothing_but_fill(value: float, shape: tuple[int, int, int]) -> None:
+    assert (removed(np.full(shape, value, np.float32)) == 0).all()
     assert (removed(np.full(shape, -value, np.float32)) == 0).all()
+
+
+@pytest.mark.parametrize("fill", [0.0, -3.0, 1.5])
+@pytest.mark.parametrize("in_engine", [False, pytest.param(True, marks=needs_engine)])
+def test_what_is_put_around_a_scan_has_no_say(fill: float, in_engine: bool) -> None:
+    """All voxels of both are on the grid of the fit, and polynomials in the places of one are such in those
+    of the other."""
+    inside = scan(5, (11, 12, 9)) + np.random.default_rng(0).uniform(2, 3, (11, 12, 9)).astype(np.float32)
+    wide = np.full((20, 22, 16), fill, np.float32)
+    wide[4:15, 7:19, 6:15] = inside
+    found = in_c(wide[None])[0] if in_engine else removed(wide)
+    assert apart(found[4:15, 7:19, 6:15], removed(inside)) < 1e-4
+    found[4:15, 7:19, 6:15] = 0
+    assert (found == 0).all()
+    few = inside.copy()
+    few[0, 0, :7] = 1.5  # too few of them to be fill
+    assert (removed(few)[0, 0, :7] > 0).all()
 
 
 #: Finite numbers of all sizes.

@@ -11,6 +11,9 @@ enum { FIELD_DEGREE = 3, FIELD_ACROSS = 24, FIELD_ROUNDS = 4, FIELD_ENOUGH = 4, 
  * as a share of its mean. */
 #define FIELD_WIDTH 0.5
 #define FIELD_RIDGE 1e-9
+/* Share of the voxels, and number of them, above which those of the least intensity are fill. */
+#define FIELD_FILL 0.01
+#define FIELD_SOME 8
 /* The fit is kept within this on either side, and what is left within the finite numbers of float32. */
 #define FIELD_FURTHEST 500.0
 #define FIELD_MOST 3.4028234663852886e38
@@ -134,9 +137,28 @@ static void fit_terms(const Moments *m, int terms[FIELD_TERMS][3], int count, Cu
         fit->of[terms[i][0]][terms[i][1]][terms[i][2]] = b[i];
 }
 
-/* A channel of a scan -> the logarithm of its field; returns 0 where there are too few positive voxels to tell.
+/* A channel of a scan -> what a voxel must be above to count: 0, or the least intensity where that is fill. */
+static float black_of(const mednca_scan *scan, int64_t c)
+{
+    const int64_t *size = scan->shape + 1;
+    int64_t at[3], count = 0;
+    float least = 0;
+    for (at[2] = 0; at[2] < size[2]; at[2]++)
+        for (at[1] = 0; at[1] < size[1]; at[1]++)
+            for (at[0] = 0; at[0] < size[0]; at[0]++) {
+                const float value = value_at(scan, c, at);
+                if (!count || value < least) {
+                    least = value;
+                    count = 1;
+                } else
+                    count += value == least;
+            }
+    return least > 0 && count > FIELD_SOME && (double)count > FIELD_FILL * (double)(size[0] * size[1] * size[2]) ? least : 0;
+}
+
+/* A channel of a scan, and what its voxels must be above -> the logarithm of its field; returns 0 where there are too few positive voxels to tell.
  * logs: FIELD_ACROSS^3 doubles to work in. */
-static int find_field(const mednca_scan *scan, int64_t c, double *logs, Cubic *fit)
+static int find_field(const mednca_scan *scan, int64_t c, float black, double *logs, Cubic *fit)
 {
     Samples s = {.size = scan->shape + 1, .logs = logs};
     Moments moments;
@@ -159,8 +181,8 @@ static int find_field(const mednca_scan *scan, int64_t c, double *logs, Cubic *f
         for (at[1] = s.first[1]; at[1] < s.size[1]; at[1] += s.step[1])
             for (at[0] = s.first[0]; at[0] < s.size[0]; at[0] += s.step[0]) {
                 const float value = value_at(scan, c, at);
-                positive += value > 0;
-                *logs++ = value > 0 ? logarithm((double)value) : FIELD_NONE;
+                positive += value > black;
+                *logs++ = value > black ? logarithm((double)value) : FIELD_NONE;
             }
     if (positive < FIELD_ENOUGH * count)
         return 0;
@@ -171,11 +193,12 @@ static int find_field(const mednca_scan *scan, int64_t c, double *logs, Cubic *f
     return 1;
 }
 
-/* A channel of a scan -> out, the same without its field, x running fastest; what is not positive is 0. */
+/* A channel of a scan -> out, the same without its field, x running fastest; fill and what is not positive is 0. */
 static void remove_field(const mednca_scan *scan, int64_t c, double *logs, float *out)
 {
     Cubic fit;
-    const int found = find_field(scan, c, logs, &fit);
+    const float black = black_of(scan, c);
+    const int found = find_field(scan, c, black, logs, &fit);
     const int64_t *size = scan->shape + 1;
     int64_t at[3];
     for (at[2] = 0; at[2] < size[2]; at[2]++)
@@ -185,7 +208,7 @@ static void remove_field(const mednca_scan *scan, int64_t c, double *logs, float
                 line_at(&fit, place_of(at[1], size[1]), place_of(at[2], size[2]), line);
             for (at[0] = 0; at[0] < size[0]; at[0]++) {
                 double value = (double)value_at(scan, c, at);
-                if (!(value > 0))
+                if (!(value > (double)black))
                     value = 0;
                 else if (found) {
                     const double log = value_on(line, place_of(at[0], size[0]));

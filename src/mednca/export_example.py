@@ -51,13 +51,17 @@ def rescale(image: Array) -> Array:
 
 def without_field(channel: Array) -> Array:
     """Channel of a scan -> divided by its bias field: the exponential of a cubic polynomial of the place that
-    is nearest to the logarithm of the positive voxels, on a grid of up to 24 along each axis."""
+    is nearest to the logarithm of the positive voxels, on a grid of up to 24 along each axis. The least value
+    is no part of it where many voxels have it."""
+    least = channel.min()
+    fill = least if (channel == least).sum() > max(0.01 * channel.size, 8) else 0
+    left = np.where(channel > max(fill, 0), channel, 0).astype(float)
     axes = [(2 * np.arange(n) - (n - 1.0)) / max(n - 1, 1) for n in channel.shape]
     steps = [-(-n // 24) for n in channel.shape]
     grid = tuple(slice(step // 2, None, step) for step in steps)
-    seen = channel[grid].astype(float)
+    seen = left[grid]
     terms = [at for at in np.ndindex(*(min(4, n) for n in seen.shape)) if sum(at) < 4]
-    left, inside = np.maximum(channel.astype(float), 0), seen > 0
+    inside = seen > 0
     if inside.sum() >= 4 * len(terms):
         places = np.meshgrid(*(axis[part] for axis, part in zip(axes, grid, strict=True)), indexing="ij")
         x, y, z = (place[inside] for place in places)

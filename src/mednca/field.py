@@ -7,6 +7,9 @@ logarithm are an old way; Meyer et al., IEEE TMI 14(3), 1995, doi:10.1109/42.414
 that nothing is segmented: a model that always sees what is left needs no true field, only always the same
 one.)
 
+What is not positive is no part of the fit, and neither is fill: the least intensity, where more than a `FILL`
+of all voxels have it, as around a scan that was moved or widened.
+
 The fit goes over a grid of at most `ACROSS` voxels along each axis. It is repeated with weights that fall
 with the distance from the fit before (Cauchy's), so that voxels that are darker by orders of magnitude have
 little say where they are few or scattered; a large dark part that is not 0 bends the fit. As these distances
@@ -33,6 +36,8 @@ WIDTH = 0.5
 RIDGE = 1e-9
 #: Least number of positive voxels in the grid for each coefficient; where there are fewer, nothing is done.
 ENOUGH = 4
+#: Share of the voxels, and number of them, above which those of the least intensity are fill.
+FILL, SOME = 0.01, 8
 #: The fit is kept within this on either side: far from the voxels that it was made of it may be anything.
 FURTHEST = 500.0
 
@@ -56,11 +61,18 @@ def places(size: int) -> Doubles:
     return (2 * np.arange(size, dtype=np.float64) - (size - 1)) / max(size - 1, 1)
 
 
-def fitted(channel: NDArray[np.float32]) -> Doubles | None:
+def without_fill(channel: NDArray[np.float32]) -> Doubles:
+    """Channel of a scan, finite -> the same, 0 where it is fill or not positive."""
+    least = channel.min()
+    black = least if (channel == least).sum() > max(FILL * channel.size, SOME) else 0
+    return np.where(channel > max(black, 0), channel, 0).astype(np.float64)
+
+
+def fitted(channel: Doubles) -> Doubles | None:
     """Channel of a scan (X, Y, Z) -> coefficients (4, 4, 4) of the logarithm of its field, by the powers of
     x, y and z; None where there are too few positive voxels to tell."""
     chosen = [grid(size) for size in channel.shape]
-    seen = channel[tuple(chosen)].astype(np.float64)
+    seen = channel[tuple(chosen)]
     terms, inside = powers(seen.shape), seen > 0
     if inside.sum() < ENOUGH * len(terms):
         return None
@@ -80,12 +92,13 @@ def fitted(channel: NDArray[np.float32]) -> Doubles | None:
 
 
 def removed(channel: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Channel of a scan (X, Y, Z), finite -> the same without its field, float32; what is not positive is 0.
+    """Channel of a scan (X, Y, Z), finite -> the same without its field, float32; fill and what is not
+    positive is 0.
 
     The field is the exponential of the fit, so what is left lies around 1.
     """
-    left = np.maximum(channel.astype(np.float64), 0)
-    coefficients = fitted(channel)
+    left = without_fill(channel)
+    coefficients = fitted(left)
     if coefficients is not None:
         x, y, z = (places(size) for size in channel.shape)
         fit = polygrid3d(x, y, z, coefficients)
