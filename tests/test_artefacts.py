@@ -1,5 +1,5 @@
-"""Copies of training scans with artefacts: repeatable, with the label where it was, and a training with them
-that goes on where it stopped."""
+"""Copies of training scans with artefacts: repeatable, with the label where the organ is, and a training with
+them that goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytest.importorskip("torchio", reason="needs pip install 'mednca[robustness]'")
 # TensorBoard's event writer warns of its own dependencies' ways.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
-#: A scanner's and a patient's; geometry moves labels, and dark for bright is another modality.
+#: A scanner's and a patient's; dark for bright is another modality.
 NAMES = ["ghosting", "anisotropy", "bias_field", "noise", "motion", "spike", "blur", "gamma"]
 NOTHING = AugmentConfig((), 0, 0, 0, 0, 0, 0, 0, 0)
 
@@ -61,29 +61,49 @@ def test_a_copy_is_a_function_of_case_number_and_seed(scans: list[LabelledScan])
         next(copies(replace(one, case=other.case), 1, 7)).image.data,
     ]
     for image in changed:
-        assert image.shape == first[0].shape and not np.array_equal(image, first[0])
+        assert image.shape != first[0].shape or not np.array_equal(image, first[0])
 
 
-def test_the_label_stays_where_it_is_and_the_scan_as_it_was(scans: list[LabelledScan]) -> None:
+def test_the_label_moves_with_the_view_and_the_scan_stays_as_it_was(
+    scans: list[LabelledScan], monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = scans[0]
-    before = one.image.data.copy()
-    found = list(copies(one, 6, 0))
+    before, label = one.image.data.copy(), one.label.data.copy()
+    found = list(copies(one, 40, 0))
+    whole = [copy for copy in found if copy.label is one.label]
+    assert 12 <= len(whole) <= 28  # half of them
     for copy in found:
-        assert copy.id == one.id and copy.label is one.label
-        assert copy.image.data.shape == before.shape and np.array_equal(copy.image.affine, one.image.affine)
-        assert np.isfinite(copy.image.data).all() and not np.array_equal(copy.image.data, before)
-    assert len(found) == 6 and np.array_equal(one.image.data, before)
+        assert copy.id == one.id and np.isfinite(copy.image.data).all()
+        assert copy.image.data.shape[1:] == copy.label.data.shape[1:]
+        assert np.array_equal(copy.image.affine, copy.label.affine)
+    for copy in whole:
+        assert copy.image.data.shape == before.shape and not np.array_equal(copy.image.data, before)
+    assert np.array_equal(one.image.data, before) and np.array_equal(one.label.data, label)
+    # Without the artefacts: bright where the label is, as in the scan itself.
+    monkeypatch.setattr(
+        artefacts, "severity", lambda one, random: 0.2 if one.kind == "geometry" else one.neutral
+    )
+    contrasts = [
+        float(copy.image.data[copy.label.data > 0].mean() - copy.image.data[copy.label.data == 0].mean())
+        for copy in copies(one, 40, 0)
+        if (copy.label.data > 0).any()
+    ]
+    assert len(contrasts) > 30 and min(contrasts) > 0
 
 
-def test_copies_have_one_or_two_artefacts_of_any_kind_but_none_of_geometry(
+def test_copies_have_one_or_two_artefacts_of_any_kind_and_half_of_them_another_view(
     scans: list[LabelledScan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[list[tuple[str, str]]] = []
+    views: list[str] = []
     strengths: dict[int, list[float]] = {3: [], 4: []}
 
     def noted(
         one: Perturbation, image: Volume, label: Volume, strength: float, *, case: str, seed: int
     ) -> Perturbed:
+        if one.kind == "geometry":
+            views.append(one.name)
+            return Perturbed(image, label, 1.0)
         asked[-1].append((one.name, case))
         strengths[seed].append(strength)
         assert min(*one.severities, one.neutral) <= strength <= max(*one.severities, one.neutral)
@@ -97,6 +117,10 @@ def test_copies_have_one_or_two_artefacts_of_any_kind_but_none_of_geometry(
         asked.pop()
     assert [one.name for one in ARTEFACTS] == NAMES
     assert {name for of_copy in asked for name, _ in of_copy} == set(NAMES)
+    assert set(views) == {"crop", "translation"} and len(views) / len(asked) == pytest.approx(0.5, abs=0.06)
+    first = [of_copy[0][0] for of_copy in asked]
+    assert first.count("ghosting") / len(first) == pytest.approx(0.2, abs=0.05)  # twice as often
+    assert first.count("noise") / len(first) == pytest.approx(0.1, abs=0.04)
     counts = [len(of_copy) for of_copy in asked]
     assert set(counts) == {1, 2} and counts.count(2) / len(counts) == pytest.approx(0.3, abs=0.06)
     assert all(len({name for name, _ in of_copy}) == len(of_copy) for of_copy in asked)

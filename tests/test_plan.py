@@ -397,8 +397,17 @@ def test_channels_that_leave_no_room_cost_dense_filters_then_neighbours() -> Non
 def test_a_budget_or_recipe_that_is_not_there_is_refused_in_one_line() -> None:
     with pytest.raises(InputError, match="budget 'phone' is not known; choose one of pi, laptop, best"):
         plan(CROPS, "phone")
-    with pytest.raises(InputError, match="budget 'pi' is for the recipe 'native', got 'quick'"):
+    with pytest.raises(InputError, match="budget 'pi' is for the recipes native and robust, got 'quick'"):
         recipe("quick", CROPS, "pi")
+
+
+@pytest.mark.parametrize("budget", [None, *BUDGETS])
+def test_the_robust_recipe_is_the_plan_with_its_input_prepared(budget: str | None) -> None:
+    plain, found = (recipe(name, CROPS, budget) for name in ("native", "robust"))
+    assert found.preprocess == replace(plain.preprocess, field=True)
+    assert found.augment == replace(plain.augment, artefacts=0.3, bias=0.3)
+    assert (found.model, found.train, found.predict) == (plain.model, plain.train, plain.predict)
+    assert found.recipe == plain.recipe.replace("native", "robust")
 
 
 def test_the_default_recipe_is_the_best_plan_and_budgets_have_names_of_their_own() -> None:

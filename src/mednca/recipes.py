@@ -22,6 +22,26 @@ def native(data: Fingerprint) -> RunConfig:
     return plan(data).config
 
 
+#: Of the robust recipe: share of the slices that are taken from copies with artefacts, and the strength of
+#: the fields that are drawn on slices: another field of view changes the fit of a field by as much.
+ARTEFACTS, FIELDS = 0.3, 0.3
+
+
+def robust(data: Fingerprint) -> RunConfig:
+    """For scans of other scanners: the default, with the bias field taken out and copies with artefacts."""
+    return hardened(native(data))
+
+
+def hardened(config: RunConfig) -> RunConfig:
+    """Planned configuration -> the same prepared for fields and artefacts."""
+    return replace(
+        config,
+        recipe=config.recipe.replace("native", "robust"),
+        preprocess=replace(config.preprocess, field=True),
+        augment=replace(config.augment, artefacts=ARTEFACTS, bias=FIELDS),
+    )
+
+
 def own_grid(data: Fingerprint) -> RunConfig:
     """The scan's own geometry, neighbouring slices as context, augmentation, and the paper's rule with 16
     steps."""
@@ -195,6 +215,7 @@ def seg_nca(data: Fingerprint) -> RunConfig:
 #: Name on the command line -> recipe.
 RECIPES: dict[str, Callable[[Fingerprint], RunConfig]] = {
     "native": native,
+    "robust": robust,
     "quick": quick,
     "paper_hippocampus": paper_hippocampus,
     "paper_prostate": paper_prostate,
@@ -203,10 +224,12 @@ RECIPES: dict[str, Callable[[Fingerprint], RunConfig]] = {
     "unet": unet,
     "unet_plain": unet_plain,
 }
+#: Those that the planner makes, for a budget.
+PLANNED = ("native", "robust")
 
 
 def recipe(name: str, data: Fingerprint, budget: str | None = None) -> RunConfig:
-    """Name, fingerprint and, for `native`, the planner's budget (None: "best") -> configuration.
+    """Name, fingerprint and, for `native` and `robust`, the planner's budget (None: "best") -> configuration.
 
     Raises:
         InputError: If there is no such recipe or budget, the recipe takes no budget, or it does not fit the
@@ -214,7 +237,10 @@ def recipe(name: str, data: Fingerprint, budget: str | None = None) -> RunConfig
     """
     check_recipe(name, budget)
     try:
-        return RECIPES[name](data) if budget is None else plan(data, budget).config
+        if budget is None:
+            return RECIPES[name](data)
+        config = plan(data, budget).config
+        return hardened(config) if name == "robust" else config
     except ValueError as error:
         raise InputError(f"recipe {name!r} does not fit {data.modalities} channel(s): {error}") from error
 
@@ -223,8 +249,10 @@ def check_recipe(name: str, budget: str | None) -> None:
     """Raise InputError for a recipe or a budget that is not there, or that do not go together."""
     if name not in RECIPES:
         raise InputError(f"recipe {name!r} is not known; choose one of {', '.join(RECIPES)}")
-    if budget is not None and name != "native":
-        raise InputError(f"budget {budget!r} is for the recipe 'native', got {name!r}; leave one out")
+    if budget is not None and name not in PLANNED:
+        raise InputError(
+            f"budget {budget!r} is for the recipes {' and '.join(PLANNED)}, got {name!r}; leave one out"
+        )
     if budget is not None and budget not in BUDGETS:
         raise InputError(f"budget {budget!r} is not known; choose one of {', '.join(BUDGETS)}")
 

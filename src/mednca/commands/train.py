@@ -35,12 +35,13 @@ class Train:
     out: Annotated[Path, arg(aliases=["-o"], metavar="RUN")]
     """Run folder to make; with --folds the folder of its runs."""
     recipe: str = "native"
-    """native (ours, planned from the data), quick (lean, for a first look), paper_hippocampus or
-    paper_prostate (the paper's)."""
+    """native (ours, planned from the data), robust (the same, for scans of other scanners), quick (lean, for
+    a first look), paper_hippocampus or paper_prostate (the paper's)."""
     budget: Annotated[Literal["pi", "laptop", "best"] | None, arg(help_behavior_hint="(default: best)")] = (
         None
     )
-    """What native may spend: pi (at most 20,000 parameters, lean), laptop or best; see 'mednca plan'."""
+    """What native and robust may spend: pi (at most 20,000 parameters, lean), laptop or best; see 'mednca
+    plan'."""
     config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: the recipe alone)")] = (
         None
     )
@@ -88,7 +89,7 @@ class Train:
         """Train, and print the table of the held-out cases."""
         from mednca.cases import find_labelled_cases
         from mednca.modelfile import load_model
-        from mednca.recipes import check_recipe
+        from mednca.recipes import PLANNED, check_recipe
         from mednca.train import check_engine, train
 
         check_recipe(self.recipe, self.budget)
@@ -98,7 +99,7 @@ class Train:
             cases,
             self.out,
             self.configure,
-            explain=self.explain if self.recipe == "native" else None,
+            explain=self.explain if self.recipe in PLANNED else None,
             begin=None if self.init in (None, "none") else load_model(self.init),
             folds=self.folds,
             fold=self.fold,
