@@ -34,8 +34,9 @@ SCRIPTS = {
     "leak": ("leak.json", "seconds, from stored results"),
     "steps": ("steps.json", "minutes, after table1"),
     "smoothing": ("smoothing.json", "minutes, after table1"),
-    "fig5": ("fig5.json", "hours, after table1"),
-    "fig6": ("fig6.json", "hours, after table1"),
+    "cards": ("cards/hippocampus_robust.json", "an hour, after table1"),
+    "fig5": ("fig5.png", "seconds, from stored cards"),
+    "fig6": ("fig6.png", "seconds, from stored cards"),
     "trust": ("trust.json", "an hour, after table1"),
 }
 

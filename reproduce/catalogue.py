@@ -23,7 +23,7 @@ class Experiment:
         name: Of its result and of its folder of runs.
         row: The row of the table, or the point of the figure.
         split: Name of a stored split.
-        recipe: Name of a recipe, or "plan:BUDGET".
+        recipe: Name of a recipe, "robust:BUDGET" or "plan:BUDGET".
         changes: Settings that replace the recipe's, one level of nesting.
         separate: Whether each label is a class of its own.
         start: Experiment whose models, of the same seed and fold, the trainings begin with.
@@ -32,6 +32,7 @@ class Experiment:
         cases: Held-out cases of each fold that are judged, the first ones; None judges all.
         minutes: Rough core-minutes of one training, for the plan; None if nobody knows.
         by: What trains it: "mednca", or "nnunet", which has commands of its own.
+        kept: Whether the models of its folds are stored in the tree, for what is measured with them later.
         why: Reason for which it was not run, where there is one to tell.
     """
 
@@ -47,6 +48,7 @@ class Experiment:
     cases: int | None = None
     minutes: float | None = None
     by: str = "mednca"
+    kept: bool = False
     why: str = ""
 
 
@@ -74,6 +76,8 @@ _SMALL_UNET = {
     "train": {"iterations": 3000, "batch_size": 8, "validate_every": 1000, "checkpoint_every": 1000},
     "baseline": {"filters": 16},
 }
+#: What `recipes.hardened` sets, for a U-Net trained the same way.
+_ROBUST = {"preprocess": {"field": True}, "augment": {"artefacts": 0.3, "bias": 0.3}}
 _PERSON, _VOLUME, _AUTHORS = "hippocampus_by_person", "hippocampus_by_volume", "hippocampus_authors"
 _LARGE = "its cost on slices of 256 x 256 is days of this machine"
 _EPOCHS = "an epoch of it takes 35 to 40 minutes of a core of this machine, and it has 1000"
@@ -110,6 +114,11 @@ def _rows() -> Iterator[Experiment]:
     yield Experiment("hippocampus_best", "ours, best", _PERSON, BEST, minutes=13)
     yield Experiment("hippocampus_lean", "ours, lean", _PERSON, LEAN, minutes=7)
     yield Experiment("hippocampus_unet", "U-Net, our training", _PERSON, "unet", longer, minutes=9)
+    robust = "ours, best, robust"
+    seldom = {"train": {"validate_every": 0}}
+    yield Experiment("hippocampus_robust", robust, _PERSON, "robust", seldom, minutes=14, kept=True)
+    prepared = _with(longer, **_ROBUST)
+    yield Experiment("hippocampus_unet_robust", "U-Net, robust", _PERSON, "unet", prepared, minutes=10)
     yield Experiment("hippocampus_lean_by_volume", "ours, lean", _VOLUME, LEAN, minutes=7)
     yield Experiment(
         "hippocampus_best_classes",
@@ -220,6 +229,9 @@ RELIABILITY: tuple[Experiment, ...] = tuple(
         ("prostate_official", "official training of our model", "prostate", BEST, _OFFICIAL, 5, 27),
     )
 )
+
+#: Those that have a report card: ours, and the U-Net trained the same way.
+CARDS = ("hippocampus_robust", "hippocampus_unet_robust")
 
 EVERYTHING = (*TABLE1, *FIG3, *ORGAN_SETS, *RELIABILITY)
 #: Where the result of an experiment lies: its table.

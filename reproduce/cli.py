@@ -11,7 +11,7 @@ from mednca.errors import InputError
 from reproduce import catalogue
 from reproduce.catalogue import Experiment
 from reproduce.gather import collect
-from reproduce.runs import QUICK, run
+from reproduce.runs import QUICK, keep, run
 from reproduce.stored import RESULTS, result_path, write_result
 
 
@@ -55,6 +55,8 @@ def command_line(
                 result = collect(experiment, asked.runs, quick=asked.quick)
                 if result is not None:
                     write_result(result_path(experiment, results), result)
+                if experiment.kept and not asked.quick and results == RESULTS:
+                    keep(experiment, asked.runs)
             except InputError as error:
                 failed += 1
                 print(f"{experiment.name}: not run: {error}", file=sys.stderr)

@@ -1,10 +1,9 @@
 """The paper's Fig. 5, input invariance: Dice over scale, shape and translation, ours and a U-Net of the same
 folds, with what the paper's text says.
 
-    python reproduce/fig5.py DATA_ROOT --runs runs       judge the out-of-fold runs, store, draw
-    python reproduce/fig5.py --draw                      draw from results/fig5.json
+    python reproduce/fig5.py
 
-The runs are those of table1.py (hippocampus_best, hippocampus_unet)."""
+Drawn from the report cards of `cards.py`, of which it shows three perturbations."""
 
 from __future__ import annotations
 
@@ -40,7 +39,7 @@ FIGURE = Figure(
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Measure, store, draw."""
+    """Draw."""
     return command_line(FIGURE, __doc__ or "", words)
 
 

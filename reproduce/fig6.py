@@ -1,11 +1,10 @@
 """The paper's Fig. 6, robustness: Dice over ghosting, anisotropy and bias field of rising severity, ours
 and a U-Net of the same folds, with what the paper's text says.
 
-    python reproduce/fig6.py DATA_ROOT --runs runs       judge the out-of-fold runs, store, draw
-    python reproduce/fig6.py --draw                      draw from results/fig6.json
+    python reproduce/fig6.py
 
-The runs are those of table1.py (hippocampus_best, hippocampus_unet). The artefacts are TorchIO's, as in
-the paper, which does not tell the parameters of its severities."""
+Drawn from the report cards of `cards.py`, of which it shows three perturbations. The artefacts are TorchIO's,
+as in the paper, which does not tell the parameters of its severities."""
 
 from __future__ import annotations
 
@@ -37,7 +36,7 @@ FIGURE = Figure(
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Measure, store, draw."""
+    """Draw."""
     return command_line(FIGURE, __doc__ or "", words)
 
 

@@ -1,35 +1,30 @@
-"""What fig5.py and fig6.py share: out-of-fold runs judged on perturbed cases, stored, and drawn beside
-what the paper's text says.
-
-Every case is judged by the model of the fold that has not seen it, both models see the same perturbed
-image, and single scores are kept in RUNS/robustness/<figure>/scores.jsonl, with which a stopped run goes
-on."""
+"""What fig5.py and fig6.py share: panels of the stored report cards (`cards.py`), drawn beside what the
+paper's text says."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mednca.errors import InputError
-from mednca.files import atomic_write, read_json, replacing
+from mednca.files import atomic_write, replacing
 from mednca.perturb import find as find_perturbations
-from reproduce.catalogue import Experiment, find
-from reproduce.folds import load
-from reproduce.runs import QUICK, trainings
+from reproduce.cards import difference, read_card
+from reproduce.catalogue import find
+from reproduce.runs import QUICK
 from reproduce.stored import RESULTS
-from reproduce.tables import markdown, title, why_not
+from reproduce.tables import markdown, title
 
-#: Ours, and the U-Net trained on the same folds.
-EXPERIMENTS = ("hippocampus_best", "hippocampus_unet")
+#: Ours, and the U-Net trained the same way on the same folds.
+EXPERIMENTS = ("hippocampus_robust", "hippocampus_unet_robust")
 COLOURS = ("tab:blue", "tab:orange")
-FORMAT, VERSION = "mednca-figure", 1
-QUICK_CASES = 2
+
+Cards = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -66,160 +61,77 @@ class Figure:
     about: str
     panels: tuple[Panel, ...]
 
-    @property
-    def command(self) -> str:
-        """What measures it."""
-        return f"python reproduce/{self.name}.py DATA_ROOT --runs runs"
-
-
-def measure(
-    figure: Figure, data_root: Path, runs: Path, *, quick: bool = False, cases: int | None = None
-) -> dict[str, Any]:
-    """Figure, folder of the data sets and folder of runs -> its result, as stored in JSON.
-
-    Raises:
-        InputError: If our own runs are not there, or the data are not.
-    """
-    from tqdm import tqdm
-
-    from mednca import perturb
-    from mednca.machine import machine
-    from mednca.predict import Predictor
-    from mednca.robustness import list_jobs, measure
-    from mednca.robustness.contenders import open_folds, together
-    from mednca.robustness.report import card, rounded
-
-    chosen = [find([name])[0] for name in EXPERIMENTS]
-    folds = load(chosen[0].split)
-    data = folds.cases(data_root)
-    limit = QUICK_CASES if quick else cases
-    contenders, told = [], []
-    for experiment in chosen:
-        every = trainings(experiment, runs)
-        done = {t.fold: t for t in every if t.finished and t.seed == experiment.seeds[0]}
-        missing = [fold for fold in folds.held_out if fold not in done]
-        told.append({"experiment": experiment.name, "row": experiment.row, "missing": missing})
-        if done:
-            held_out = {name for t in done.values() for name in t.split["validation"][:limit]}
-            among = [case for case in data.cases if case.id in held_out]
-            paths = {fold: t.path for fold, t in done.items()}
-            contenders.append(open_folds(experiment.name, paths, among, Predictor))
-        elif experiment is chosen[0]:
-            raise InputError(f"{runs / experiment.name}: no finished run; train it first with table1.py")
-    judged = together(contenders, data.cases)
-    names = [panel.perturbation for panel in figure.panels]
-    jobs = list_jobs(find_perturbations(names), quick=quick)
-    path = runs / (QUICK if quick else "") / "robustness" / figure.name / "scores.jsonl"
-    scores = measure(
-        contenders,
-        judged,
-        jobs,
-        path,
-        labels=data.labels or None,
-        progress=lambda items: tqdm(items, desc=figure.name, unit=" predictions"),
-    )
-    provenance = {
-        "command": figure.command + (" --quick" if quick else f" --cases {cases}" if cases else ""),
-        "data": folds.split.data,
-        "split": f"reproduce/folds/{folds.split.name}.json",
-        "quick": quick,
-        "seeds": 1,
-        "fire_seed": 0,
-        "perturbations": perturb.VERSION,
-        "machine": machine(),
-        "versions": versions(),
-        "minutes": round(sum(score.seconds for score in scores.values()) / 60, 1),
-    }
-    report = card(contenders, judged, jobs, scores, provenance)
-    rows = {
-        case.id: {
-            f"{job.perturbation} {job.severity:g}": [scores[c.key(case.id, job)].dice for c in contenders]
-            for job in jobs
-        }
-        for case in judged
-    }
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "mode": "quick" if quick else "full",
-        "experiments": told,
-        "report": report,
-        "cases": rounded(rows),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
-    from importlib.metadata import version
-
-    return {package: version(package) for package in ("mednca", "numpy", "scipy", "torch", "torchio")}
-
 
 # ---- Draw ----
 
 
 def draw(figure: Figure, results: Path, *, quick: bool = False) -> list[Path]:
-    """Figure and folder of results -> its PNG, SVG and Markdown, from the stored JSON; where there is
-    none, every cell says so."""
-    file = results / f"{figure.name}.json"
-    result = read_json(file) if file.is_file() else None
-    if result is not None:
-        if (result.get("format"), result.get("version")) != (FORMAT, VERSION):
-            raise InputError(f"{file}: expected {FORMAT} version {VERSION}; measure it again")
-        if (result["mode"] == "quick") != quick:
-            raise InputError(f"{file}: is a result of {result['mode']} mode; remove it")
+    """Figure and folder of results -> its PNG, SVG and Markdown, from the stored cards; a model that has none
+    says so in every cell."""
+    found = {name: read_card(name, results, quick=quick) for name in EXPERIMENTS}
+    cards = {name: card for name, card in found.items() if card is not None}
+    names = " and ".join(f"`cards/{name}.json`" for name in EXPERIMENTS)
     text = [
         title(figure.about, quick=quick),
-        f"Drawn by `python reproduce/{figure.name}.py --draw` from `{figure.name}.json`, which "
-        f"`{figure.command}` makes. Hippocampus, out of fold; hard Dice of all foreground on the grid of the "
-        "perturbed image. The paper's text does not say on which organ its figure is, nor how its severities "
-        "are counted; its percentages are set beside our points (0.01 Dice). Change: mean paired "
+        f"Drawn by `python reproduce/{figure.name}.py` from {names}, which `python reproduce/cards.py "
+        f"DATA_ROOT` makes. Hippocampus, out of fold{scope(cards)}; hard Dice of all foreground on the grid "
+        "of the perturbed image. The paper's text does not say on which organ its figure is, nor how its "
+        "severities are counted; its percentages are set beside our points (0.01 Dice). Change: mean paired "
         "difference to the same cases unperturbed, with a 95 % interval over persons.",
-        markdown(HEAD, [cells for panel in figure.panels for cells in lines(panel, result)]),
+        markdown(HEAD, [cells for panel in figure.panels for cells in lines(panel, cards)]),
     ]
     atomic_write(results / f"{figure.name}.md", "\n\n".join(text) + "\n")
-    return [*picture(figure, result, results, quick=quick), results / f"{figure.name}.md"]
+    return [*picture(figure, cards, results, quick=quick), results / f"{figure.name}.md"]
 
 
 HEAD = ("panel", "the paper", "model", "unperturbed", "range told of", "worst severity", "least case there")
 
 
-def lines(panel: Panel, result: dict[str, Any] | None) -> list[list[str]]:
-    """Panel and the stored result -> a row of cells for each model."""
+def scope(cards: Cards) -> str:
+    """Cards -> how many cases they have, and that folds are missing, where some are."""
+    told = []
+    for name, card in cards.items():
+        missing = f", {len(card['missing'])} of 5 folds not run" if card["missing"] else ""
+        told.append(f"{find([name])[0].row}: {card['report']['cases']} cases{missing}")
+    return f" ({'; '.join(told)})" if told else ""
+
+
+def lines(panel: Panel, cards: Cards) -> list[list[str]]:
+    """Panel and cards -> a row of cells for each model, and one for their difference."""
     from mednca.robustness.report import decimals, points, title, worst_row
 
     rows = []
     for at, name in enumerate(EXPERIMENTS):
         head = [title(panel.perturbation), panel.paper] if at == 0 else ["", ""]
-        experiment = find([name])[0]
-        place = index(result, name)
-        if result is None or place is None:
-            rows.append([*head, experiment.row, *[reason(experiment, result)] * 4])
+        row = find([name])[0].row
+        if name not in cards:
+            rows.append([*head, row, *["not run: it has no report card yet"] * 4])
             continue
-        report = result["report"]
+        report = cards[name]["report"]
         one = report["perturbations"][panel.perturbation]
-        clean = report["models"][place]["clean"]
-        worst = worst_row(one, place)
-        entry = worst["models"][place]
+        clean = report["models"][0]["clean"]
+        worst = worst_row(one, 0)
+        (entry,) = worst["models"]
         between = next((mark.between for mark in panel.marks if mark.between), None)
         inside = [row for row in one["severities"] if between and between[0] <= row["severity"] <= between[1]]
-        least = min(inside, key=lambda row: row["models"][place]["mean"], default=None)
+        least = min(inside, key=lambda row: row["models"][0]["mean"], default=None)
         rows.append(
             [
                 *head,
-                experiment.row,
+                row,
                 f"{decimals(clean['mean'])} ± {decimals(clean['sd'])}",
-                f"{points(least['models'][place]['change'])} at {least['severity']:g}" if least else "",
+                f"{points(least['models'][0]['change'])} at {least['severity']:g}" if least else "",
                 f"{decimals(entry['mean'])} at {worst['severity']:g}, {points(entry['change'])}"
                 + in_view(worst, entry),
                 decimals(entry["min"]),
             ]
         )
-    if result is not None and all(index(result, name) is not None for name in EXPERIMENTS):
-        one = result["report"]["perturbations"][panel.perturbation]
-        worst = one["severities"][0 if panel.perturbation in ("scale", "shape") else -1]
-        told = f"{points(worst['difference'])} at {worst['severity']:g}"
-        rows.append(["", "", "ours - U-Net", points(result["report"]["difference_clean"]), "", told, ""])
+    if len(cards) == len(EXPERIMENTS):
+        here, there = (cards[name] for name in EXPERIMENTS)
+        severities = here["report"]["perturbations"][panel.perturbation]["severities"]
+        worst = severities[0 if panel.perturbation in ("scale", "shape") else -1]["severity"]
+        told = f"{points(difference(here, there, f'{panel.perturbation} {worst:g}'))} at {worst:g}"
+        rows.append(["", "", "ours - U-Net", points(difference(here, there, "clean 0")), "", told, ""])
     return rows
 
 
@@ -236,20 +148,8 @@ def in_view(row: dict[str, Any], entry: dict[str, Any]) -> str:
     return told
 
 
-def index(result: dict[str, Any] | None, name: str) -> int | None:
-    """Result and experiment -> its number among the measured models; None where it was not measured."""
-    names = [model["name"] for model in result["report"]["models"]] if result else []
-    return names.index(name) if name in names else None
-
-
-def reason(experiment: Experiment, result: dict[str, Any] | None) -> str:
-    """Why there is no number of an experiment."""
-    told = why_not(experiment)
-    return told if result is not None else "not run: not measured yet"
-
-
-def picture(figure: Figure, result: dict[str, Any] | None, results: Path, *, quick: bool) -> list[Path]:
-    """Figure and the stored result -> a panel for each perturbation: ours with the interval as a band,
+def picture(figure: Figure, cards: Cards, results: Path, *, quick: bool) -> list[Path]:
+    """Figure and cards -> a panel for each perturbation: ours with the interval as a band,
     the paper's numbers as dashed lines."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure as Canvas
@@ -264,8 +164,7 @@ def picture(figure: Figure, result: dict[str, Any] | None, results: Path, *, qui
     ):
         (one,) = find_perturbations([panel.perturbation])
         for at, (colour, name) in enumerate(zip(COLOURS, EXPERIMENTS, strict=True)):
-            place = index(result, name)
-            if result is None or place is None:
+            if name not in cards:
                 axes.text(
                     *(0.5, 0.5 - 0.08 * at, f"{find([name])[0].row}: not run"),
                     transform=axes.transAxes,
@@ -273,17 +172,18 @@ def picture(figure: Figure, result: dict[str, Any] | None, results: Path, *, qui
                     color=colour,
                 )
                 continue
-            report = result["report"]
+            report = cards[name]["report"]
             rows = [
-                (one.position(row["severity"]), row["models"][place])
+                (one.position(row["severity"]), row["models"][0])
                 for row in report["perturbations"][panel.perturbation]["severities"]
             ]
-            rows = sorted([(one.position(one.neutral), report["models"][place]["clean"]), *rows], key=_first)
+            rows = sorted([(one.position(one.neutral), report["models"][0]["clean"]), *rows], key=_first)
             x = [row[0] for row in rows]
             axes.plot(x, [row[1]["mean"] for row in rows], "o-", color=colour, markersize=4)
             low, high = zip(*(_interval(row[1]) for row in rows), strict=True)
             axes.fill_between(x, low, high, color=colour, alpha=0.25, linewidth=0)
-        clean = result["report"]["models"][0]["clean"]["mean"] if result else None
+        ours = cards.get(EXPERIMENTS[0])
+        clean = ours["report"]["models"][0]["clean"]["mean"] if ours else None
         for mark in panel.marks:
             if mark.lost and clean is None:
                 continue
@@ -336,31 +236,19 @@ def _interval(row: dict[str, Any]) -> tuple[float, float]:
 
 
 def command_line(figure: Figure, description: str, words: Sequence[str] | None = None) -> int:
-    """What the script of a figure does: measure what is missing, store, draw. Returns the exit status."""
+    """What the script of a figure does: draw what is stored. Returns the exit status."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("data_root", type=Path, nargs="?", help="folder that holds the data sets, to measure")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs")
-    parser.add_argument("--results", type=Path, help="where results go (default: the tree's)")
-    parser.add_argument("--cases", type=int, metavar="N", help="the first N held-out cases of each fold")
-    parser.add_argument("--quick", action="store_true", help="few cases and severities, kept apart")
-    parser.add_argument("--draw", action="store_true", help="measure nothing, draw what is stored")
+    parser.add_argument("--results", type=Path, help="where results are (default: the tree's)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs, for --quick")
+    parser.add_argument("--quick", action="store_true", help="what quick mode has measured")
     asked = parser.parse_args(words)
-    if asked.data_root is None and not asked.draw:
-        parser.error("DATA_ROOT is needed to measure; or give --draw")
     results = asked.results or (asked.runs / QUICK / "results" if asked.quick else RESULTS)
     try:
-        if not asked.draw:
-            result = measure(figure, asked.data_root, asked.runs, quick=asked.quick, cases=asked.cases)
-            atomic_write(results / f"{figure.name}.json", json.dumps(result, indent=1) + "\n")
-        _tell(draw(figure, results, quick=asked.quick))
+        for path in draw(figure, results, quick=asked.quick):
+            print(path)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
     return 0
-
-
-def _tell(paths: Iterable[Path]) -> None:
-    for path in paths:
-        print(path)

@@ -8,6 +8,7 @@
         failed.json                      instead: why the training failed
     RUNS/quick/...                       the same of quick mode: few iterations, never mixed with the others
     reproduce/results/<table>/<experiment>.json     what `gather.collect` makes of them
+    reproduce/models/<experiment>/fold_0/           model and split of a fold, of experiments that are kept
 
 nnU-Net has commands of its own; its masks of all folds, judged by `mednca evaluate`, are
 `RUNS/<experiment>/report.json`, and its minutes of a fold, device, machine and parameters `provenance.json`
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
 #: Quick mode: enough to see that an experiment runs, and what it will cost.
 QUICK_ITERATIONS, QUICK_CASES = 30, 4
 QUICK = "quick"
+#: Where the tree has models of folds, and what of a run folder is there.
+MODELS = Path(__file__).parent / "models"
+KEPT = ("model.safetensors", "split.json")
 
 _log = logging.getLogger(__name__)
 
@@ -103,6 +107,36 @@ def trainings(
             yield Training(experiment, seed, fold, root / f"seed_{seed}" / fold, split)
 
 
+def fold_models(experiment: Experiment, runs: Path, stored: Path | None = None) -> dict[str, Path]:
+    """Experiment and folder of runs -> fold -> run folder of its first seed; where it is not finished, what
+    the tree has of it (`keep`)."""
+    found = {}
+    for training in trainings(experiment, runs):
+        kept = kept_model(training, stored)
+        if training.seed == experiment.seeds[0] and (training.finished or kept.is_dir()):
+            found[training.fold] = training.path if training.finished else kept
+    return found
+
+
+def keep(experiment: Experiment, runs: Path, stored: Path | None = None) -> list[Path]:
+    """Experiment and folder of runs -> models of its folds, and which cases each has not seen, copied into
+    the tree."""
+    made = []
+    for training in trainings(experiment, runs):
+        if training.seed == experiment.seeds[0] and training.finished:
+            folder = kept_model(training, stored)
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in KEPT:
+                atomic_write(folder / name, (training.path / name).read_bytes())
+            made.append(folder)
+    return made
+
+
+def kept_model(training: Training, stored: Path | None = None) -> Path:
+    """Training -> the folder of its model in the tree."""
+    return (stored or MODELS) / training.experiment.name / training.fold
+
+
 def finished(experiment: Experiment, runs: Path) -> list[Training]:
     """Experiment -> the finished trainings of its first seed.
 
@@ -122,11 +156,11 @@ def configuration(experiment: Experiment, data: Fingerprint, seed: int, *, quick
         InputError: If there is no such recipe, or its settings cannot be replaced so.
     """
     from mednca.config import RunConfig, from_dict, merged, to_dict
-    from mednca.plan import plan, with_fitting_start
+    from mednca.plan import with_fitting_start
     from mednca.recipes import recipe, with_classes
 
     kind, _, budget = experiment.recipe.partition(":")
-    config = plan(data, budget).config if kind == "plan" else recipe(experiment.recipe, data)
+    config = recipe("native" if kind == "plan" else kind, data, budget or None)
     if experiment.separate:
         config = with_classes(config, data.labels)
     config = from_dict(

@@ -4,12 +4,12 @@
     python reproduce/trust.py DATA_ROOT --runs runs --model hippocampus -o hippocampus.safetensors
     python reproduce/trust.py --draw
 
-Every fold's model predicts its own held-out cases, as they are and perturbed; the score is fitted to a part
-of the persons and judged on the others. Then it is judged on perturbations of which it has seen none of the
-kind, on made-up images, and on scans of other organs, cut or shrunk to the size of the training scans: the
-hard case, as whole ones have another field of view. The table of predictions is kept in
-RUNS/trust/<experiment>/, with which a stopped run goes on. With --model the score is stored in a copy of that
-model, which must be of the same recipe."""
+Every fold's model, under RUNS or in the tree, predicts its own held-out cases, as they are and perturbed; the
+score is fitted to a part of the persons and judged on the others. Then it is judged on perturbations of which
+it has seen none of the kind, on made-up images, and on scans of other organs, cut or shrunk to the size of
+the training scans: the hard case, as whole ones have another field of view. The table of predictions is kept
+in RUNS/trust/<experiment>/, with which a stopped run goes on. With --model the score is stored in a copy of
+that model, which must be of the same recipe."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ from mednca.trust.table import STRANGER, Part, Row, draw_jobs, held_out, judge, 
 from mednca.volume import Volume
 from reproduce.catalogue import find
 from reproduce.folds import load
+from reproduce.runs import MODELS
 from reproduce.stored import RESULTS
 from reproduce.tables import markdown
 
@@ -158,6 +159,8 @@ def run(asked: argparse.Namespace) -> dict[str, Any]:
     folds = load(experiment.split)
     data = folds.cases(asked.data_root)
     source = asked.runs / experiment.name / f"seed_{experiment.seeds[0]}"
+    if not source.is_dir() and (MODELS / experiment.name).is_dir():
+        source = MODELS / experiment.name
     parts = held_out(source, data.cases, people=asked.people, each=asked.each)
     parts = [part for part in parts if part.cases]
     folder = asked.runs / "trust" / experiment.name
@@ -301,7 +304,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("data_root", type=Path, nargs="?")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--experiment", default="hippocampus_best", metavar="NAME")
+    parser.add_argument("--experiment", default="hippocampus_robust", metavar="NAME")
     parser.add_argument("--people", type=int, metavar="N", help="so many persons, drawn")
     parser.add_argument("--each", type=int, metavar="N", help="so many scans of each person")
     parser.add_argument("--perturbations", type=int, default=8, metavar="N", help="for each case")

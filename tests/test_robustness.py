@@ -38,8 +38,11 @@ from mednca.robustness.folder import describe, open_report
 from mednca.robustness.images import write_images
 from mednca.robustness.report import card, summary
 from mednca.volume import Volume
-from reproduce import fig5, fig6, perturbed
+from reproduce import cards, fig5, fig6
 from reproduce import folds as stored_folds
+from reproduce.catalogue import CARDS
+from reproduce.catalogue import find as find_experiments
+from reproduce.runs import fold_models, keep
 from tests.small import tiny_model, write_nifti
 
 pytest.importorskip("torchio")
@@ -442,8 +445,8 @@ def test_mistakes_are_one_line_that_says_what_to_do(
 
 
 @pytest.mark.parametrize("script", [fig5, fig6])
-def test_a_figure_without_a_result_says_so_in_every_cell(script: Any, tmp_path: Path) -> None:
-    assert script.main(["--draw", "--results", str(tmp_path)]) == 0
+def test_a_figure_without_a_card_says_so_in_every_cell(script: Any, tmp_path: Path) -> None:
+    assert script.main(["--results", str(tmp_path)]) == 0
     text = (tmp_path / f"{script.FIGURE.name}.md").read_text()
     assert text.count("not run: ") >= 2 * len(script.FIGURE.panels)
     for panel in script.FIGURE.panels:
@@ -451,36 +454,98 @@ def test_a_figure_without_a_result_says_so_in_every_cell(script: Any, tmp_path: 
     assert (tmp_path / f"{script.FIGURE.name}.svg").is_file()
 
 
-def test_a_figure_is_measured_out_of_fold_stored_and_drawn_again(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def folds(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[str, ...]]:
+    """Runs of two folds of the first card's experiment: fold -> its held-out cases."""
     split = stored_folds.Split("blobs", "data", "by person", "pairs")
     ids = [case.id for case in cases_of(data)]
     held_out = {"fold_0": tuple(ids[:4]), "fold_1": tuple(ids[4:])}
-    folds = stored_folds.Folds(split, held_out, (), {case.id: case.group for case in cases_of(data)})
-    monkeypatch.setattr(perturbed, "load", lambda _: folds)
-    monkeypatch.setattr("reproduce.runs.load", lambda _: folds)
+    found = stored_folds.Folds(split, held_out, (), {case.id: str(case.group) for case in cases_of(data)})
+    monkeypatch.setattr(cards, "load", lambda _: found)
+    monkeypatch.setattr("reproduce.runs.load", lambda _: found)
+    monkeypatch.setattr("reproduce.runs.MODELS", tmp_path / "models")
     for at, fold in enumerate(held_out):
-        path = tmp_path / "runs" / "hippocampus_best" / "seed_0" / fold
+        path = tmp_path / "runs" / CARDS[0] / "seed_0" / fold
         training = [case for case in ids if case not in held_out[fold]]
         write_run(path, (tiny_model(), another())[at], training, list(held_out[fold]))
         (path / "report.json").write_text("{}")
         (path / "config.json").write_text("{}")
+    return held_out
+
+
+def test_a_card_is_measured_out_of_fold_stored_and_drawn_again(
+    folds: dict[str, tuple[str, ...]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = [str(tmp_path), "--runs", str(tmp_path / "runs"), "--quick"]
-    assert fig6.main(words) == 0
+    assert cards.main(words) == 0
     where = tmp_path / "runs" / "quick" / "results"
-    result = json.loads((where / "fig6.json").read_text())
-    assert result["mode"] == "quick" and result["report"]["cases"] == 4  # two of each fold
-    assert [row["missing"] for row in result["experiments"]] == [[], ["fold_0", "fold_1"]]
-    assert result["cases"][ids[0]].keys() == {
-        "clean 0",
-        *("ghosting 1", "ghosting 2.5", "anisotropy 4", "anisotropy 8", "bias_field 0.5", "bias_field 1.5"),
-    }
-    drawn = {path.name: path.read_bytes() for path in where.glob("fig6.*")}
-    assert b"were not to be had yet" in drawn["fig6.md"] and b"QUICK MODE" in drawn["fig6.md"]
-    assert fig6.main(["--draw", "--quick", "--runs", str(tmp_path / "runs")]) == 0
-    assert {path.name: path.read_bytes() for path in where.glob("fig6.*")} == drawn
-    assert fig6.main(["--draw", "--results", str(where)]) == 2
+    card_ = json.loads((where / "cards" / f"{CARDS[0]}.json").read_text())
+    assert card_["mode"] == "quick" and card_["report"]["cases"] == 4  # two of each fold
+    assert card_["missing"] == [] and not (where / "cards" / f"{CARDS[1]}.json").exists()
+    first = card_["cases"][folds["fold_1"][0]]
+    assert first["fold"] == "fold_1" and {"clean 0", "noise 0.2", "ghosting 2.5"} <= first["dice"].keys()
+    mean = np.mean([row["dice"]["noise 0.2"] for row in card_["cases"].values()])
+    rows = card_["report"]["perturbations"]["noise"]["severities"]
+    assert rows[-1]["models"][0]["mean"] == pytest.approx(mean, abs=1e-5)
+    drawn = (where / "cards.md").read_text()
+    assert "QUICK MODE" in drawn and "not run: " in drawn and (where / "cards.png").is_file()
+    assert cards.main(["--draw", "--quick", "--runs", str(tmp_path / "runs")]) == 0
+    assert (where / "cards.md").read_text() == drawn
+    assert fig6.main(["--quick", "--runs", str(tmp_path / "runs")]) == 0
+    assert "U-Net, robust | not run: " in (where / "fig6.md").read_text()
+    capsys.readouterr()
+    assert cards.main(["--draw", "--results", str(where)]) == 2
     assert "is a result of quick mode" in capsys.readouterr().err
-    assert fig5.main([str(tmp_path), "--runs", str(tmp_path / "none")]) == 2
+    assert cards.main([str(tmp_path), "--runs", str(tmp_path / "none"), "--only", CARDS[0]]) == 2
     assert "no finished run" in capsys.readouterr().err
+
+
+def test_what_is_kept_of_the_folds_is_judged_as_the_runs_are(
+    folds: dict[str, tuple[str, ...]], tmp_path: Path
+) -> None:
+    (experiment,) = find_experiments([CARDS[0]])
+    runs, none = tmp_path / "runs", tmp_path / "none"
+    assert fold_models(experiment, none) == {}
+    kept = keep(experiment, runs)
+    assert [path.name for path in kept] == list(folds)
+    assert fold_models(experiment, none) == dict(zip(folds, kept, strict=True))
+    assert set(fold_models(experiment, runs).values()).isdisjoint(kept)  # the runs come first
+    found = [cards.measure(CARDS[0], tmp_path, where, quick=True) for where in (runs, none)]
+    assert found[0] and found[1] and found[0]["cases"] == found[1]["cases"]
+
+
+def test_a_card_of_fewer_cases_replaces_none(folds: dict[str, tuple[str, ...]], tmp_path: Path) -> None:
+    whole = cards.measure(CARDS[0], tmp_path, tmp_path / "runs", quick=True)
+    assert whole
+    cards.write_card(whole, tmp_path)
+    fewer = {**whole, "cases": dict(list(whole["cases"].items())[1:])}
+    with pytest.raises(InputError, match="the stored card has 1 cases more"):
+        cards.write_card(fewer, tmp_path)
+    assert cards.read_card(CARDS[0], tmp_path, quick=True) == whole
+    assert cards.difference(whole, whole, "noise 0.2")["mean"] == 0
+    clean = cards.difference(whole, fewer, "clean 0", "noise 0.2")
+    lost = [row["dice"]["clean 0"] - row["dice"]["noise 0.2"] for row in fewer["cases"].values()]
+    assert clean["mean"] == pytest.approx(np.mean(lost), abs=1e-5) and clean["n"] == 3
+
+
+@pytest.mark.parametrize(
+    ("lost", "mean", "met"),
+    [((-0.009, -0.02), 0.8, False), ((-0.009, 0.03), 0.8, True), ((-0.011, 0), 0.8, False)],
+)
+def test_a_claim_is_met_by_the_worst_of_its_severities(
+    lost: tuple[float, float], mean: float, met: bool
+) -> None:
+    rows = [
+        {"severity": s, "in_view": 9, "models": [{"mean": mean, "n": 9, "change": change(value)}]}
+        for s, value in ((4, lost[0]), (6, lost[1]), (8, -0.5))
+    ]
+    card_ = {"report": {"perturbations": {"anisotropy": {"severities": rows}}}}
+    claim = cards.Claim("anisotropy", (4, 6), limit=1)
+    severity, _, worst = cards.worst(card_, claim)
+    assert severity == (4 if lost[0] < lost[1] else 6) and worst["mean"] == min(lost)
+    assert (": met" in cards._row(claim, {"x": card_})[-1]) == met
+
+
+def change(mean: float) -> dict[str, Any]:
+    """Mean of a difference -> what a report says of it."""
+    return {"mean": mean, "ci95": [mean, mean], "min": mean, "n": 9}

@@ -120,10 +120,16 @@ def curves(report: Mapping[str, Any]) -> bytes:
     return _png(figure)
 
 
-def panel(axes: Axes, name: str, one: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> None:
-    """Axes, a perturbation of the report and its models -> the perturbation's curves."""
+def panel(
+    axes: Axes,
+    name: str,
+    one: Mapping[str, Any],
+    models: Sequence[Mapping[str, Any]],
+    colours: Sequence[str] = COLOURS,
+) -> None:
+    """Axes, a perturbation of the report, its models and their colours -> the perturbation's curves."""
     place = next(p for p in PERTURBATIONS if p.name == name).position
-    for at, (colour, model) in enumerate(zip(COLOURS, models, strict=False)):
+    for at, (colour, model) in enumerate(zip(colours, models, strict=False)):
         rows = [(place(row["severity"]), row["models"][at]) for row in one["severities"]]
         rows = sorted([(place(one["neutral"]), model["clean"]), *rows], key=lambda row: row[0])
         x = [row[0] for row in rows]

@@ -71,7 +71,7 @@ def card(
         },
     }
     if len(values) == 2:
-        told["difference_clean"] = _difference(values[0][CLEAN, 0.0], values[1][CLEAN, 0.0], groups)
+        told["difference_clean"] = paired(values[0][CLEAN, 0.0], values[1][CLEAN, 0.0], groups)
     report: dict[str, Any] = rounded(told)
     return report
 
@@ -100,14 +100,14 @@ def _perturbation(
         }
         for found in values:
             here, clean = found[name], found[CLEAN, 0.0]
-            entry = _statistics(here, groups) | {"change": _difference(here, clean, groups)}
+            entry = _statistics(here, groups) | {"change": paired(here, clean, groups)}
             if seen and len(seen) < len(kept):
-                entry["change_in_view"] = _difference(
+                entry["change_in_view"] = paired(
                     {case: here[case] for case in seen}, {case: clean[case] for case in seen}, groups
                 )
             row["models"].append(entry)
         if len(values) == 2:
-            row["difference"] = _difference(values[0][name], values[1][name], groups)
+            row["difference"] = paired(values[0][name], values[1][name], groups)
         rows.append(row)
     areas = [_areas(one, severities, found) for found in values]
     told: dict[str, Any] = {
@@ -125,7 +125,7 @@ def _perturbation(
         ],
     }
     if len(areas) == 2:
-        told["area_difference"] = _difference(areas[0], areas[1], groups)
+        told["area_difference"] = paired(areas[0], areas[1], groups)
     return told
 
 
@@ -187,7 +187,7 @@ def _statistics(values: Values, groups: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _difference(here: Values, there: Values, groups: Mapping[str, str]) -> dict[str, Any]:
+def paired(here: Values, there: Values, groups: Mapping[str, str]) -> dict[str, Any]:
     """Two values of each case -> mean of here - there, with its interval."""
     row = paired_difference(_report(here, groups), _report(there, groups), "dice", resamples=RESAMPLES)
     return {name: row[name] for name in ("mean", "ci95", "min", "n")}
