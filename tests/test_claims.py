@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mednca.modelfile import load_model
+from reproduce import cards
 from reproduce.plans import rows, stored
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -110,6 +112,29 @@ def test_how_alike_the_seeds_are_is_what_they_came_to() -> None:
     for row in result("reproduce/results/reliability.json")["series"].values():
         told = f"{row['near']} of {row['seeds']} within 0.02 of the median {row['median']:.3f}"
         assert f"{told} ({row['least']:.3f} to {row['largest']:.3f})" in README
+
+
+def test_how_the_robust_recipe_holds_is_what_its_card_says() -> None:
+    robust, plain = (
+        result(f"reproduce/results/table1/hippocampus_{name}.json") for name in ("robust", "best")
+    )
+    fold = {name: case for name, case in plain["cases"].items() if case["fold"] == "fold_0"}
+    assert fold.keys() == robust["cases"].keys()
+    means = [
+        statistics.fmean(case["scores"]["0"]["merged"]["dice"] for case in cases.values())
+        for cases in (robust["cases"], fold)
+    ]
+    card = cards.read_card("hippocampus_robust", ROOT / "reproduce/results")
+    assert card is not None
+    lost = {claim.perturbation: -100 * cards.worst(card, claim)[2]["mean"] for claim in cards.CLAIMS}
+    told = ", ".join(f"{lost[name] + 0.0:.1f}" for name in ("bias_field", "noise", "scale"))
+    assert f"{means[0]:.3f} (default recipe: {means[1]:.3f}); {told}; shape" in README
+    page = (ROOT / "docs/explanation/robustness.md").read_text(encoding="utf-8")
+    assert f"{means[0]:.3f} with the recipe `robust`" in page and f"of {means[1]:.3f} with the" in page
+    for name, words in (("shape", "at 0.5"), ("anisotropy", "|"), ("bias_field", "|"), ("noise", "|")):
+        assert f"| {lost[name] + 0.0:.1f} {words}" in page
+    ghosts = next(claim for claim in cards.CLAIMS if claim.perturbation == "ghosting")
+    assert f"Dice {cards.worst(card, ghosts)[1]['mean']:.3f} | not met" in page
 
 
 def test_the_papers_recipe_came_to_what_its_runs_came_to() -> None:
