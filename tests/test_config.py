@@ -212,7 +212,7 @@ def test_a_value_out_of_range_is_refused_by_its_name(kind: type, settings_: dict
 HIPPOCAMPUS = Fingerprint(1, (1.0, 1.0, 1.0), (35, 51, 36), {1: "anterior", 2: "posterior"})
 
 
-SIZES = {"quick": 8_960, "native": 51_840, "backbone": 35_008, "seg_nca": 39_474}
+SIZES = {"quick": 8_960, "native": 51_840, "robust": 51_840, "backbone": 35_008, "seg_nca": 39_474}
 SIZES |= dict.fromkeys(
     ("unet", "unet_plain"), 36_951_425
 )  # the paper's 36,951,555 with one output, not three

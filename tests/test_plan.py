@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mednca.cli import main
@@ -211,6 +211,7 @@ def fingerprints(draw: st.DrawFn) -> Fingerprint:
     )
 
 
+@settings(deadline=None)  # other programs may be busy
 @given(fingerprints(), st.sampled_from(list(BUDGETS)))
 def test_a_plan_keeps_its_laws_whatever_the_data(data: Fingerprint, budget: str) -> None:
     made = plan(data, budget)
@@ -238,6 +239,7 @@ def test_a_plan_keeps_its_laws_whatever_the_data(data: Fingerprint, budget: str)
     assert (told["format"], told["version"], told["budget"]) == ("mednca-plan", 1, budget)
 
 
+@settings(deadline=None)
 @given(fingerprints(), st.sampled_from(list(BUDGETS)))
 def test_slices_are_never_finer_than_they_are_nor_larger_than_the_budget(
     data: Fingerprint, budget: str
