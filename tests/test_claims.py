@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mednca.modelfile import load_model
+from mednca.robustness.report import points
 from reproduce import cards
 from reproduce.plans import rows, stored
 
@@ -133,6 +134,23 @@ def test_how_the_robust_recipe_holds_is_what_its_card_says() -> None:
     assert f"{means[0]:.3f} with the recipe `robust`" in page and f"of {means[1]:.3f} with the" in page
     for name, words in (("shape", "at 0.5"), ("anisotropy", "|"), ("bias_field", "|"), ("noise", "|")):
         assert f"| {lost[name] + 0.0:.1f} {words}" in page
+    before = cards.read_card("shipped_hippocampus", ROOT / "reproduce/results")
+    assert before is not None
+    for at, words in (
+        ("clean 0", "nothing"),
+        ("bias_field 1.5", "bias field at the worst severity"),
+        ("ghosting 2.5", "ghosting at the worst severity"),
+        ("noise 0.2", "noise of 0.2 of the range"),
+        ("anisotropy 4", "anisotropy, factor 4"),
+        ("shape 0.5", "half the height"),
+        ("scale 1.5", "1.5 times the size"),
+    ):
+        two = [
+            statistics.fmean(one["cases"][case]["dice"][at] for case in before["cases"])
+            for one in (before, card)
+        ]
+        told = points(cards.difference(card, before, at))
+        assert f"| {words} | {two[0]:.3f} | {two[1]:.3f} | {told} |" in page
     ghosts = next(claim for claim in cards.CLAIMS if claim.perturbation == "ghosting")
     assert f"Dice {cards.worst(card, ghosts)[1]['mean']:.3f} | not met" in page
 
