@@ -14,10 +14,10 @@ from typing import Any
 from mednca.errors import InputError
 from mednca.files import atomic_write, replacing
 from mednca.perturb import find as find_perturbations
-from reproduce.cards import difference, read_card
 from reproduce.catalogue import find
 from reproduce.runs import QUICK
 from reproduce.stored import RESULTS
+from reproduce.stored_cards import difference, read_card
 from reproduce.tables import markdown, title
 
 #: Ours, and the U-Net trained the same way on the same folds.

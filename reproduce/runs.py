@@ -107,24 +107,24 @@ def trainings(
             yield Training(experiment, seed, fold, root / f"seed_{seed}" / fold, split)
 
 
-def fold_models(experiment: Experiment, runs: Path, stored: Path | None = None) -> dict[str, Path]:
+def fold_models(experiment: Experiment, runs: Path) -> dict[str, Path]:
     """Experiment and folder of runs -> fold -> run folder of its first seed; where it is not finished, what
     the tree has of it (`keep`)."""
     found = {}
     for training in trainings(experiment, runs):
-        kept = kept_model(training, stored)
+        kept = kept_model(training)
         if training.seed == experiment.seeds[0] and (training.finished or kept.is_dir()):
             found[training.fold] = training.path if training.finished else kept
     return found
 
 
-def keep(experiment: Experiment, runs: Path, stored: Path | None = None) -> list[Path]:
+def keep(experiment: Experiment, runs: Path) -> list[Path]:
     """Experiment and folder of runs -> models of its folds, and which cases each has not seen, copied into
     the tree."""
     made = []
     for training in trainings(experiment, runs):
         if training.seed == experiment.seeds[0] and training.finished:
-            folder = kept_model(training, stored)
+            folder = kept_model(training)
             folder.mkdir(parents=True, exist_ok=True)
             for name in KEPT:
                 atomic_write(folder / name, (training.path / name).read_bytes())
@@ -132,9 +132,9 @@ def keep(experiment: Experiment, runs: Path, stored: Path | None = None) -> list
     return made
 
 
-def kept_model(training: Training, stored: Path | None = None) -> Path:
+def kept_model(training: Training) -> Path:
     """Training -> the folder of its model in the tree."""
-    return (stored or MODELS) / training.experiment.name / training.fold
+    return MODELS / training.experiment.name / training.fold
 
 
 def finished(experiment: Experiment, runs: Path) -> list[Training]:

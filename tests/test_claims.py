@@ -12,8 +12,9 @@ import pytest
 
 from mednca.modelfile import load_model
 from mednca.robustness.report import points
-from reproduce import cards
+from reproduce import claims
 from reproduce.plans import rows, stored
+from reproduce.stored_cards import difference, read_card
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -125,16 +126,16 @@ def test_how_the_robust_recipe_holds_is_what_its_card_says() -> None:
         statistics.fmean(case["scores"]["0"]["merged"]["dice"] for case in cases.values())
         for cases in (robust["cases"], fold)
     ]
-    card = cards.read_card("hippocampus_robust", ROOT / "reproduce/results")
+    card = read_card("hippocampus_robust", ROOT / "reproduce/results")
     assert card is not None
-    lost = {claim.perturbation: -100 * cards.worst(card, claim)[2]["mean"] for claim in cards.CLAIMS}
+    lost = {claim.perturbation: -100 * claims.worst(card, claim)[2]["mean"] for claim in claims.CLAIMS}
     told = ", ".join(f"{lost[name] + 0.0:.1f}" for name in ("bias_field", "noise", "scale"))
     assert f"{means[0]:.3f} (default recipe: {means[1]:.3f}); {told}; shape" in README
     page = (ROOT / "docs/explanation/robustness.md").read_text(encoding="utf-8")
     assert f"{means[0]:.3f} with the recipe `robust`" in page and f"of {means[1]:.3f} with the" in page
     for name, words in (("shape", "at 0.5"), ("anisotropy", "|"), ("bias_field", "|"), ("noise", "|")):
         assert f"| {lost[name] + 0.0:.1f} {words}" in page
-    before = cards.read_card("shipped_hippocampus", ROOT / "reproduce/results")
+    before = read_card("shipped_hippocampus", ROOT / "reproduce/results")
     assert before is not None
     for at, words in (
         ("clean 0", "nothing"),
@@ -149,10 +150,49 @@ def test_how_the_robust_recipe_holds_is_what_its_card_says() -> None:
             statistics.fmean(one["cases"][case]["dice"][at] for case in before["cases"])
             for one in (before, card)
         ]
-        told = points(cards.difference(card, before, at))
+        told = points(difference(card, before, at))
         assert f"| {words} | {two[0]:.3f} | {two[1]:.3f} | {told} |" in page
-    ghosts = next(claim for claim in cards.CLAIMS if claim.perturbation == "ghosting")
-    assert f"Dice {cards.worst(card, ghosts)[1]['mean']:.3f} | not met" in page
+    ghosts = next(claim for claim in claims.CLAIMS if claim.perturbation == "ghosting")
+    assert f"Dice {claims.worst(card, ghosts)[1]['mean']:.3f} | not met" in page
+
+
+def test_what_the_parts_of_the_robust_recipe_cost_is_what_the_trials_say() -> None:
+    trials = result("reproduce/results/robust_trials.json")["trials"]
+    for trial in trials.values():
+        assert len(trial["cases"]) == 42
+        assert trial["dice"] == pytest.approx(statistics.fmean(trial["cases"].values()), abs=1e-5)
+    page = (ROOT / "docs/explanation/robustness.md").read_text(encoding="utf-8")
+    lines = (
+        ("default", "| the default recipe | {} |"),
+        ("artefacts", "| with copies with artefacts (0.4 of the slices) | {} |"),
+        ("field", "| with the field taken out | {} |"),
+        ("robust", "fields on slices | {} |"),
+        ("local_normalisation", "6,000 iterations | {}; the default recipe then has 0.870 |"),
+    )
+    for name, line in lines:
+        assert line.format(f"{trials[name]['dice']:.3f}") in page
+    lean = result("reproduce/results/table1/hippocampus_lean.json")["cases"].values()
+    fold = [case["scores"]["0"]["merged"]["dice"] for case in lean if case["fold"] == "fold_0"]
+    assert f"{statistics.fmean(fold):.3f}" == "0.870"
+    at_worst = trials["artefacts"]["perturbed"]["perturbations"]["bias_field 1.5"]["dice"]
+    assert f"the model with copies had a Dice of {at_worst:.2f}." in " ".join(page.split())
+    page = " ".join((ROOT / "docs/explanation/robust-input.md").read_text(encoding="utf-8").split())
+    lost = {
+        name: [
+            f"{-100 * trials[name]['perturbed']['perturbations'][at]['change']:.0f}"
+            for at in ("crop 0.4", "translation 0.5")
+        ]
+        for name in ("default", "field", "robust")
+    }
+    assert (
+        f"{lost['field'][0]} points of Dice where 40 %" in page
+        and f"and {lost['field'][1]} where half" in page
+    )
+    assert f"the default recipe lost {' and '.join(lost['default'])} (" in page
+    assert f"view: {' and '.join(lost['robust'])} points were lost then" in page
+    local = trials["local_normalisation"]
+    still = -100 * local["perturbed"]["perturbations"]["bias_field 1.5"]["change"]
+    assert f"({local['dice']:.3f} for 0.870), and still lost {still:.0f} points" in page
 
 
 def test_the_papers_recipe_came_to_what_its_runs_came_to() -> None:

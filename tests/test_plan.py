@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from mednca.recipes import RECIPES, quick, recipe, with_classes
 from mednca.rule import MedNCAConfig, multiply_adds, parameters
 from mednca.train import train
 from mednca.volume import Volume
+from reproduce.catalogue import find
 from tests.small_training import config, write_cases
 
 #: What four kinds of data are like: crops of one organ, thick slices, ultrasound, nuclei.
@@ -410,6 +411,14 @@ def test_the_robust_recipe_is_the_plan_with_its_input_prepared(budget: str | Non
     assert found.augment == replace(plain.augment, artefacts=0.3, bias=0.3)
     assert (found.model, found.train, found.predict) == (plain.model, plain.train, plain.predict)
     assert found.recipe == plain.recipe.replace("native", "robust")
+    (unet,) = find(["hippocampus_unet_robust"])  # trained the same way
+    told = {part: asdict(getattr(found, part)) for part in ("preprocess", "augment")}
+    for part, values in told.items():
+        assert unet.changes[part].items() <= values.items()
+    assert unet.changes["preprocess"] == {"field": True} and unet.changes["augment"].keys() == {
+        "artefacts",
+        "bias",
+    }
 
 
 def test_the_default_recipe_is_the_best_plan_and_budgets_have_names_of_their_own() -> None:

@@ -38,7 +38,7 @@ from mednca.robustness.folder import describe, open_report
 from mednca.robustness.images import write_images
 from mednca.robustness.report import card, summary
 from mednca.volume import Volume
-from reproduce import cards, fig5, fig6
+from reproduce import cards, claims, fig5, fig6, stored_cards
 from reproduce import folds as stored_folds
 from reproduce.catalogue import CARDS
 from reproduce.catalogue import find as find_experiments
@@ -517,15 +517,18 @@ def test_what_is_kept_of_the_folds_is_judged_as_the_runs_are(
 def test_a_card_of_fewer_cases_replaces_none(folds: dict[str, tuple[str, ...]], tmp_path: Path) -> None:
     whole = cards.measure(CARDS[0], tmp_path, tmp_path / "runs", quick=True)
     assert whole
-    cards.write_card(whole, tmp_path)
+    stored_cards.write_card(whole, tmp_path)
     fewer = {**whole, "cases": dict(list(whole["cases"].items())[1:])}
     with pytest.raises(InputError, match="the stored card has 1 cases more"):
-        cards.write_card(fewer, tmp_path)
-    assert cards.read_card(CARDS[0], tmp_path, quick=True) == whole
-    assert cards.difference(whole, whole, "noise 0.2")["mean"] == 0
-    clean = cards.difference(whole, fewer, "clean 0", "noise 0.2")
-    lost = [row["dice"]["clean 0"] - row["dice"]["noise 0.2"] for row in fewer["cases"].values()]
-    assert clean["mean"] == pytest.approx(np.mean(lost), abs=1e-5) and clean["n"] == 3
+        stored_cards.write_card(fewer, tmp_path)
+    assert stored_cards.read_card(CARDS[0], tmp_path, quick=True) == whole
+    assert stored_cards.difference(whole, whole, "noise 0.2")["mean"] == 0
+    worse = {
+        case: row | {"dice": {"noise 0.2": at / 10}} for at, (case, row) in enumerate(fewer["cases"].items())
+    }
+    apart = stored_cards.difference(whole, {**whole, "cases": worse}, "noise 0.2")
+    lost = [whole["cases"][case]["dice"]["noise 0.2"] - at / 10 for at, case in enumerate(worse)]
+    assert apart["mean"] == pytest.approx(np.mean(lost), abs=1e-5) and apart["n"] == 3
 
 
 @pytest.mark.parametrize(
@@ -540,10 +543,33 @@ def test_a_claim_is_met_by_the_worst_of_its_severities(
         for s, value in ((4, lost[0]), (6, lost[1]), (8, -0.5))
     ]
     card_ = {"report": {"perturbations": {"anisotropy": {"severities": rows}}}}
-    claim = cards.Claim("anisotropy", (4, 6), limit=1)
-    severity, _, worst = cards.worst(card_, claim)
+    claim = claims.Claim("anisotropy", (4, 6), limit=1)
+    severity, _, worst = claims.worst(card_, claim)
     assert severity == (4 if lost[0] < lost[1] else 6) and worst["mean"] == min(lost)
-    assert (": met" in cards._row(claim, {"x": card_})[-1]) == met
+    assert claims.met(claim, "x", {"x": card_}) == met
+
+
+@pytest.mark.parametrize(
+    ("mean", "baseline", "met"),
+    [(0.76, 0.76, True), (0.5, None, False), (0.5, 0.37, True), (0.5, 0.39, False)],
+)
+def test_ghosts_are_borne_in_absolute_terms_or_better_than_by_the_unet(
+    mean: float, baseline: float | None, met: bool
+) -> None:
+    claim = next(claim for claim in claims.CLAIMS if claim.perturbation == "ghosting")
+    found = {name: flat(dice) for name, dice in zip(CARDS, (mean, baseline), strict=True) if dice is not None}
+    assert claims.met(claim, CARDS[0], found) == met
+    if baseline is not None:
+        assert claims.met(claim, CARDS[1], found) == (baseline > 0.75)
+
+
+def flat(dice: float) -> dict[str, Any]:
+    """A Dice -> a card of two persons who have it under the worst ghosts."""
+    row = {"severity": 2.5, "in_view": 2, "models": [{"mean": dice, "n": 2, "change": change(dice - 0.9)}]}
+    return {
+        "report": {"perturbations": {"ghosting": {"severities": [row]}}},
+        "cases": {name: {"group": name, "fold": "fold_0", "dice": {"ghosting 2.5": dice}} for name in "ab"},
+    }
 
 
 def change(mean: float) -> dict[str, Any]:

@@ -156,7 +156,7 @@ static float black_of(const mednca_scan *scan, int64_t c)
     return least > 0 && count > FIELD_SOME && (double)count > FIELD_FILL * (double)(size[0] * size[1] * size[2]) ? least : 0;
 }
 
-/* A channel of a scan, and what its voxels must be above -> the logarithm of its field; returns 0 where there are too few positive voxels to tell.
+/* A channel of a scan, and what its voxels must be above -> the logarithm of its field; returns 0 where too few are to tell.
  * logs: FIELD_ACROSS^3 doubles to work in. */
 static int find_field(const mednca_scan *scan, int64_t c, float black, double *logs, Cubic *fit)
 {
