@@ -191,8 +191,14 @@ def _picture(cards: dict[str, dict[str, Any]], results: Path) -> Path:
     for axes in panels[len(perturbations) :]:
         axes.axis("off")
     handles = [
-        Line2D([], [], color=colour, marker="o", markersize=4, label=row_of(name))
-        for colour, name in zip(colours, cards, strict=True)
+        Line2D(
+            *([], []),
+            color=colour,
+            marker="o",
+            markersize=4,
+            label=f"{row_of(name)} ({card['report']['cases']} cases)",
+        )
+        for colour, (name, card) in zip(colours, cards.items(), strict=True)
     ]
     handles.append(Line2D([], [], color="0.5", linewidth=0.8, linestyle=":", label="least case"))
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
