@@ -77,7 +77,10 @@ _SMALL_UNET = {
     "baseline": {"filters": 16},
 }
 #: What `recipes.hardened` sets, for a U-Net trained the same way.
-_ROBUST = {"preprocess": {"field": True}, "augment": {"artefacts": 0.3, "bias": 0.3}}
+_ROBUST = {
+    "preprocess": {"field": True},
+    "augment": {"artefacts": 0.4, "bias": 0.3, "scale": 0.3, "stretch": 0.7},
+}
 _PERSON, _VOLUME, _AUTHORS = "hippocampus_by_person", "hippocampus_by_volume", "hippocampus_authors"
 _LARGE = "its cost on slices of 256 x 256 is days of this machine"
 _EPOCHS = "an epoch of it takes 35 to 40 minutes of a core of this machine, and it has 1000"

@@ -24,11 +24,14 @@ def native(data: Fingerprint) -> RunConfig:
 
 #: Of the robust recipe: share of the slices that are taken from copies with artefacts, and the strength of
 #: the fields that are drawn on slices: another field of view changes the fit of a field by as much.
-ARTEFACTS, FIELDS = 0.3, 0.3
+ARTEFACTS, FIELDS = 0.4, 0.3
+#: Sizes, and one axis against the other, are varied by these at least.
+SCALE, STRETCH = 0.3, 0.7
 
 
 def robust(data: Fingerprint) -> RunConfig:
-    """For scans of other scanners: the default, with the bias field taken out and copies with artefacts."""
+    """For scans of other scanners: the default, with the bias field taken out, copies with artefacts and more
+    sizes."""
     return hardened(native(data))
 
 
@@ -38,7 +41,13 @@ def hardened(config: RunConfig) -> RunConfig:
         config,
         recipe=config.recipe.replace("native", "robust"),
         preprocess=replace(config.preprocess, field=True),
-        augment=replace(config.augment, artefacts=ARTEFACTS, bias=FIELDS),
+        augment=replace(
+            config.augment,
+            artefacts=ARTEFACTS,
+            bias=FIELDS,
+            scale=max(SCALE, config.augment.scale),
+            stretch=max(STRETCH, config.augment.stretch),
+        ),
     )
 
 
