@@ -120,8 +120,8 @@ def _rows() -> Iterator[Experiment]:
     robust = "ours, best, robust"
     seldom = {"train": {"validate_every": 0}}
     yield Experiment("hippocampus_robust", robust, _PERSON, "robust", seldom, minutes=14, kept=True)
-    prepared = _with(_SMALL_UNET, **_ROBUST)
-    yield Experiment("hippocampus_unet_robust", "U-Net, robust", _PERSON, "unet", prepared, minutes=6)
+    prepared = _with(longer, **_ROBUST)
+    yield Experiment("hippocampus_unet_robust", "U-Net, robust", _PERSON, "unet", prepared, minutes=11)
     yield Experiment("hippocampus_lean_by_volume", "ours, lean", _VOLUME, LEAN, minutes=7)
     yield Experiment(
         "hippocampus_best_classes",
