@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from mednca.modelfile import load_model
 from mednca.robustness.report import points
 from reproduce import claims
+from reproduce.catalogue import CARDS
 from reproduce.plans import rows, stored
 from reproduce.stored_cards import difference, read_card
 
@@ -116,6 +118,36 @@ def test_how_alike_the_seeds_are_is_what_they_came_to() -> None:
         assert f"{told} ({row['least']:.3f} to {row['largest']:.3f})" in README
 
 
+#: What the page on robustness tells of, in its words.
+PERTURBED = {
+    "clean 0": "nothing",
+    "bias_field 1.5": "bias field at the worst severity",
+    "ghosting 2.5": "ghosting at the worst severity",
+    "noise 0.2": "noise of 0.2 of the range",
+    "anisotropy 4": "anisotropy, factor 4",
+    "anisotropy 8": "anisotropy, factor 8",
+    "shape 0.5": "half the height",
+    "shape 2": "twice the height",
+    "scale 0.8": "0.8 times the size",
+    "scale 1.5": "1.5 times the size",
+    "scale 0.5": "half the size",
+    "blur 2": "blur of 2 mm",
+    "spike 2": "spike at the worst severity",
+    "rotation 45": "45 degrees in plane",
+    "crop 0.4": "40 % of height and width cut off",
+}
+
+
+def rows_of(page: str, heading: str) -> dict[str, str]:
+    """Page and what the last column head before a table begins with -> its rows by their first cell."""
+    table = page.split(heading, 1)[1].split("\n\n", 1)[0].splitlines()[2:]
+    return {line.split("|")[1].strip(): line for line in table}
+
+
+def mean_dice(card: dict[str, Any], at: str, cases: Iterable[str] | None = None) -> float:
+    return statistics.fmean(card["cases"][case]["dice"][at] for case in cases or card["cases"])
+
+
 def test_how_the_robust_recipe_holds_is_what_its_card_says() -> None:
     robust, plain = (
         result(f"reproduce/results/table1/hippocampus_{name}.json") for name in ("robust", "best")
@@ -126,34 +158,92 @@ def test_how_the_robust_recipe_holds_is_what_its_card_says() -> None:
         statistics.fmean(case["scores"]["0"]["merged"]["dice"] for case in cases.values())
         for cases in (robust["cases"], fold)
     ]
-    card = read_card("hippocampus_robust", ROOT / "reproduce/results")
-    assert card is not None
+    cards = {name: read_card(name, ROOT / "reproduce/results") for name in CARDS}
+    there = {name: card for name, card in cards.items() if card is not None}
+    assert list(there) == list(CARDS)
+    card, unet = there.values()
     lost = {claim.perturbation: -100 * claims.worst(card, claim)[2]["mean"] for claim in claims.CLAIMS}
     told = ", ".join(f"{lost[name] + 0.0:.1f}" for name in ("bias_field", "noise", "scale"))
-    assert f"{means[0]:.3f} (default recipe: {means[1]:.3f}); {told}; shape" in README
+    assert f"{means[0]:.3f} (default recipe: {means[1]:.3f}); {told}; " in README
     page = (ROOT / "docs/explanation/robustness.md").read_text(encoding="utf-8")
     assert f"{means[0]:.3f} with the recipe `robust`" in page and f"of {means[1]:.3f} with the" in page
-    for name, words in (("shape", "at 0.5"), ("anisotropy", "|"), ("bias_field", "|"), ("noise", "|")):
-        assert f"| {lost[name] + 0.0:.1f} {words}" in page
+    asked = rows_of(page, "| what is done to the scan | asked for |")
+    assert len(asked) == len(claims.CLAIMS)
+    for claim, row in zip(claims.CLAIMS, asked.values(), strict=True):
+        assert f"| {lost[claim.perturbation] + 0.0:.1f}" in row
+        assert row.endswith("| met |") == claims.met(claim, CARDS[0], there)
+    ghosts = next(claim for claim in claims.CLAIMS if claim.perturbation == "ghosting")
+    ahead = 100 * difference(card, unet, "ghosting 2.5")["mean"]
+    assert f"Dice {claims.worst(card, ghosts)[1]['mean']:.3f}, {ahead:+.1f} to the U-Net" in page
     before = read_card("shipped_hippocampus", ROOT / "reproduce/results")
     assert before is not None
-    for at, words in (
-        ("clean 0", "nothing"),
-        ("bias_field 1.5", "bias field at the worst severity"),
-        ("ghosting 2.5", "ghosting at the worst severity"),
-        ("noise 0.2", "noise of 0.2 of the range"),
-        ("anisotropy 4", "anisotropy, factor 4"),
-        ("shape 0.5", "half the height"),
-        ("scale 1.5", "1.5 times the size"),
-    ):
-        two = [
-            statistics.fmean(one["cases"][case]["dice"][at] for case in before["cases"])
-            for one in (before, card)
-        ]
-        told = points(difference(card, before, at))
-        assert f"| {words} | {two[0]:.3f} | {two[1]:.3f} | {told} |" in page
-    ghosts = next(claim for claim in claims.CLAIMS if claim.perturbation == "ghosting")
-    assert f"Dice {claims.worst(card, ghosts)[1]['mean']:.3f} | not met" in page
+    for other, heading in ((before, "| shipped model, has seen these"), (unet, "| U-Net |")):
+        rows = rows_of(page, heading)
+        assert len(rows) >= 7
+        for words, row in rows.items():
+            at = next(at for at, name in PERTURBED.items() if name == words)
+            cases = [case for case in other["cases"] if case in card["cases"]]
+            ours, theirs = (f"{mean_dice(one, at, cases):.3f}" for one in (card, other))
+            cells = f"{theirs} | {ours}" if other is before else f"{ours} | {theirs}"
+            assert row == f"| {words} | {cells} | {points(difference(card, other, at))} |"
+
+
+def test_what_the_second_round_of_the_robust_recipe_changed_is_what_is_stored() -> None:
+    page = (ROOT / "docs/explanation/robustness.md").read_text(encoding="utf-8")
+    trials = result("reproduce/results/robust_trials.json")["trials"]
+    rows = rows_of(page, "| lean model | as first made |")
+    first, second = trials["robust_again"], trials["stronger"]
+    everything, *perturbed = rows.items()
+    assert everything[1].endswith(f"| {first['dice']:.3f} | {second['dice']:.3f} |")
+    two = [trial["perturbed"] for trial in (first, second)]
+    for words, row in perturbed:
+        at = next((at for at, name in PERTURBED.items() if name == words), "clean 0")
+        dice = [one["clean"] if at == "clean 0" else one["perturbations"][at]["dice"] for one in two]
+        assert row == f"| {words} | {dice[0]:.3f} | {dice[1]:.3f} |"
+    card = read_card("hippocampus_robust", ROOT / "reproduce/results")
+    assert card is not None
+    before = trials["best_before"]["perturbed"]
+    assert before["cases"] == len(card["cases"])
+    for words, row in rows_of(page, "| full length | as first made |").items():
+        at = next(at for at, name in PERTURBED.items() if name == words)
+        old, now = before["perturbations"][at], mean_dice(card, at)
+        lost = 100 * (mean_dice(card, "clean 0") - now)
+        assert (
+            row
+            == f"| {words} | {old['dice']:.3f}, {-100 * old['change'] + 0:.1f} | {now:.3f}, {lost + 0:.1f} |"
+        )
+    labels = result("reproduce/results/anisotropy.json")["cases"]
+    kept = statistics.fmean(labels[case]["4"] for case in card["cases"])
+    assert f"keep a Dice of {kept:.3f} with themselves" in " ".join(page.split())
+
+
+def test_how_good_the_trust_score_is_is_what_was_measured() -> None:
+    told = result("reproduce/results/trust.json")
+    page = (ROOT / "docs/explanation/trust.md").read_text(encoding="utf-8")
+    rows = rows_of(page, "| | rank correlation | flagged, of the bad")
+    parts = {"the score": told["score"]} | {f"{name} alone": part for name, part in told["alone"].items()}
+    assert list(rows) == list(parts)
+    unknown = rows_of(page, "| kind | rank correlation |")
+    assert set(unknown) <= set(told["unknown"]) and len(unknown) >= 3
+    for name, row in (rows | unknown).items():
+        part = parts.get(name) or told["unknown"][name]
+        shares = [f"{100 * part[key]:.0f} %" for key in ("flagged", "false_alarms", "coverage")]
+        assert row == f"| {name} | {part['spearman']:.2f} | {' | '.join(shares)} |"
+    others = rows_of(page, "| | scans | mean expected Dice |")
+    assert others.keys() == told["others"].keys()
+    for name, row in others.items():
+        part = told["others"][name]
+        dice = f"{part['expected']:.2f} | {part['largest']:.2f}"
+        assert row == f"| {name} | {part['cases']} | {dice} | {100 * part['flagged']:.0f} % |"
+    score, strangers = told["score"], told["unknown"]["strangers"]
+    line = f"{score['predictions']} predictions of {told['provenance']['cases']} cases of {score['persons']}"
+    line += f" people, as they are, perturbed and without an organ, {score['below']} with a Dice below 0.8"
+    assert line in " ".join(page.split())
+    assert f"{100 * score['strangers_flagged']:.0f} % of {score['strangers']} flagged" in page
+    assert f"flagged; {100 * strangers['strangers_flagged']:.0f} % by a score" in page
+    card = load_model("hippocampus_robust").card["trust"]
+    for key in ("predictions", "persons", "spearman", "coverage", "flagged", "false_alarms"):
+        assert card[key] == score[key]
 
 
 def test_what_the_parts_of_the_robust_recipe_cost_is_what_the_trials_say() -> None:
