@@ -13,7 +13,7 @@ The folds are those of the experiment hippocampus_best of Table 1, and may be tr
 process each:
 
     python reproduce/table1.py DATA_ROOT --runs runs --only hippocampus_best --fold fold_0
-    mednca train DATA_ROOT/Task04_Hippocampus -o runs/hippocampus --group pairs --validation 0
+    mednca train DATA_ROOT/Task04_Hippocampus -o runs/hippocampus_all --group pairs --validation 0
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from mednca.predict import Predictor, with_ensemble
 from mednca.report import MERGED, Report, merge_reports
 from reproduce.catalogue import find
 from reproduce.runs import run
-from reproduce.shipped import TOLD, ship, train_on_all
+from reproduce.shipped import TOLD, run_folder, ship, train_on_all
 
 RESULTS = Path(__file__).parent / "results"
 EXPERIMENT, DATA = "hippocampus_best", "Task04_Hippocampus"
@@ -71,7 +71,7 @@ def main() -> None:
     )
     single = judge(cases, folds, ensemble=1)
     told = provenance(folds, "python reproduce/hippocampus.py DATA_ROOT")
-    told["ensemble"] = load_model(arguments.runs / "hippocampus").config.predict.ensemble
+    told["ensemble"] = load_model(run_folder("hippocampus", arguments.runs)).config.predict.ensemble
     told["single_run"] = {name: single.summary["merged"][name] for name in TOLD}
     report = replace(report, provenance=report.provenance | told)
     RESULTS.mkdir(exist_ok=True)

@@ -217,6 +217,9 @@ def test_what_the_second_round_of_the_robust_recipe_changed_is_what_is_stored() 
     assert f"keep a Dice of {kept:.3f} with themselves" in " ".join(page.split())
 
 
+CONFIDENCE = ("softmax confidence", "variance")
+
+
 def test_how_good_the_trust_score_is_is_what_was_measured() -> None:
     told = result("reproduce/results/trust.json")
     page = (ROOT / "docs/explanation/trust.md").read_text(encoding="utf-8")
@@ -237,8 +240,19 @@ def test_how_good_the_trust_score_is_is_what_was_measured() -> None:
         assert row == f"| {name} | {part['cases']} | {dice} | {100 * part['flagged']:.0f} % |"
     score, strangers = told["score"], told["unknown"]["strangers"]
     line = f"{score['predictions']} predictions of {told['provenance']['cases']} cases of {score['persons']}"
-    line += f" people, as they are, perturbed and without an organ, {score['below']} with a Dice below 0.8"
-    assert line in " ".join(page.split())
+    line += f" people, as they are and perturbed, {score['below']} with a Dice below 0.8"
+    words = " ".join(page.split())
+    assert line in words
+    assert f"flags 15 % of the good ones, {100 * score['flagged_at']:.0f} % of the bad are found" in words
+    clean, inverted = told["parts"]["clean"], told["parts"]["inversion"]
+    assert f"({clean['spearman']:.2f} on the {clean['predictions']} scans as they are)" in words
+    widths = [part["width_median"] for part in (score, *(told["alone"][name] for name in CONFIDENCE))]
+    told_widths = "(median width {:.2f}; {:.2f} with confidence, {:.2f} with variance)".format(*widths)
+    assert told_widths in words
+    unseen = told["unknown"]["inversion"]
+    assert inverted["flagged"] == unseen["flagged"] == 1
+    assert f"All {inverted['predictions']} inverted scans are flagged, by both." in words
+    assert f"adds {told['cost']['extra_percent']:.0f} % to the time" in words
     assert f"{100 * score['strangers_flagged']:.0f} % of {score['strangers']} flagged" in page
     assert f"flagged; {100 * strangers['strangers_flagged']:.0f} % by a score" in page
     card = load_model("hippocampus_robust").card["trust"]

@@ -38,7 +38,7 @@ from mednca.robustness.folder import describe, open_report
 from mednca.robustness.images import write_images
 from mednca.robustness.report import card, summary
 from mednca.volume import Volume
-from reproduce import cards, claims, fig5, fig6, stored_cards
+from reproduce import anisotropy, cards, claims, fig5, fig6, stored_cards
 from reproduce import folds as stored_folds
 from reproduce.catalogue import CARDS
 from reproduce.catalogue import find as find_experiments
@@ -575,3 +575,17 @@ def flat(dice: float) -> dict[str, Any]:
 def change(mean: float) -> dict[str, Any]:
     """Mean of a difference -> what a report says of it."""
     return {"mean": mean, "ci95": [mean, mean], "min": mean, "n": 9}
+
+
+def test_coarser_voxels_leave_less_of_a_label_and_those_of_its_own_steps_all(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    fine = (rng.random((24, 24, 24)) < 0.5).astype(np.uint8)
+    blocks = np.kron(rng.random((3, 3, 3)) < 0.5, np.ones((8, 8, 8))).astype(np.uint8)
+    for name, label in (("fine", fine), ("blocks", blocks)):
+        write_nifti(tmp_path / "images" / f"{name}.nii.gz", label.astype(np.float32))
+        write_nifti(tmp_path / "labels" / f"{name}.nii.gz", label)
+    found = {case.id: anisotropy.kept(case) for case in find_cases(tmp_path).cases}
+    assert list(found["fine"]) == [f"{one:g}" for one in find(["anisotropy"])[0].severities]
+    for factor, dice in found["fine"].items():
+        assert 0.4 < dice < 0.85 and found["blocks"][factor] > dice + 0.1
+    assert found["blocks"]["2"] > 0.95

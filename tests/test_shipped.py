@@ -6,9 +6,11 @@ import json
 
 import pytest
 
+from mednca.errors import InputError
 from mednca.modelfile import SHIPPED, load_model, shipped_models
 from mednca.report import MERGED
 from reproduce import shipped
+from reproduce.plans import stored
 from reproduce.stored import RESULTS
 
 
@@ -22,16 +24,16 @@ def test_the_page_of_a_model_is_drawn_from_its_card(name: str) -> None:
 @pytest.mark.parametrize("name", shipped_models())
 def test_the_figures_of_a_card_are_those_that_are_stored(name: str) -> None:
     card, told = load_model(name).card, shipped.CARDS[name]
-    stored = json.loads((RESULTS / told.report).read_text())
-    summary = stored["summary"]
+    result = json.loads((RESULTS / told.report).read_text())
+    summary = result["summary"]
     summary = summary.get(MERGED) or summary["merged"]
     assert card["licence"] == told.licence and card["data"] == told.data
-    assert card["scores"]["cases"] == len(stored["cases"])
-    folds = {case["fold"] for case in stored["cases"].values()}
+    assert card["scores"]["cases"] == len(result["cases"])
+    folds = {case["fold"] for case in result["cases"].values()}
     if len(folds) == 5:
-        assert sorted(stored["cases"]) == sorted(card["training_cases"])
+        assert sorted(result["cases"]) == sorted(card["training_cases"])
     else:
-        assert set(stored["cases"]) < set(card["training_cases"])
+        assert set(result["cases"]) < set(card["training_cases"])
         assert card["scores"]["protocol"].startswith(f"{len(folds)} of 5 folds")
     for metric in ("dice", "hd95_mm"):
         assert card["scores"][metric]["mean"] == pytest.approx(summary[metric]["mean"], abs=1e-4)
@@ -44,6 +46,22 @@ def test_a_page_tells_how_good_the_trust_score_is_and_nothing_where_there_is_non
     for words in ("9 predictions of 3 people", "0.88;", "below 0.8, 91 % are", "others 13 %", "holds 90 %"):
         assert words in section
     assert shipped.trusted({}) == []
+
+
+def test_the_shipped_robust_model_is_of_the_recipe_that_is_told() -> None:
+    data = json.loads((RESULTS / "plans.json").read_text())["data"]["Task04_Hippocampus"]
+    assert load_model("hippocampus_robust").config == shipped.robust_start(stored(data["fingerprint"]))
+
+
+def test_only_a_card_that_says_so_is_of_some_of_the_folds(monkeypatch: pytest.MonkeyPatch) -> None:
+    some = {"cases": {"a": {}}, "missing": ["seed_0/fold_1: not started"]}
+    monkeypatch.setattr(shipped, "read_result", lambda path: some)
+    assert shipped.experiment_result("hippocampus_robust") is some
+    with pytest.raises(InputError, match=r"nuclei: has no figures yet; .*organs.py .* nuclei_best"):
+        shipped.experiment_result("nuclei")
+    monkeypatch.setattr(shipped, "read_result", lambda path: None)
+    with pytest.raises(InputError, match=r"table1.py .* hippocampus_robust"):
+        shipped.experiment_result("hippocampus_robust")
 
 
 def test_nothing_is_shipped_that_the_data_do_not_allow() -> None:
