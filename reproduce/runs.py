@@ -219,7 +219,7 @@ def run(
     Raises:
         InputError: If recipe, data or an existing run folder cannot be used.
     """
-    from mednca.dataset import fingerprint, load_scans
+    from mednca.dataset import fingerprint, load_scans, measured
     from mednca.machine import machine
     from mednca.modelfile import load_model
     from mednca.train import finish, one_thread, open_run
@@ -252,6 +252,8 @@ def run(
     data = fingerprint(cases, scans)
     for training in wanted:
         config = configuration(experiment, data, training.seed, quick=quick)
+        seen = set(training.split["training"])
+        config = measured(config, [scan for scan in scans if scan.id in seen])
         begin = None
         if experiment.start:
             folder_of_start = training.path.parents[2] / experiment.start

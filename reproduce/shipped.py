@@ -140,9 +140,9 @@ CARDS = {
         HIPPOCAMPUS,
         described=f"{HIPPOCAMPUS.described}, for scans that are shaded, noisy, cut off or of other sizes; "
         "with a trust score",
-        images="one T1 channel, 1 mm, its bias field taken out; axial, sagittal, coronal slices with one "
-        "neighbour on each side",
-        fails="On scans as those of Task04 `hippocampus` is a little better. Strong ghosting, half the size, "
+        images="one T1 channel, 1 mm, unusual bias fields brought back to the usual; axial, sagittal, coronal "
+        "slices with one neighbour on each side; a second look where the organ has an unusual size",
+        fails="Strong ghosting and spikes, "
         "four times as coarse voxels and contrast that is turned over still cost it much: "
         "`docs/explanation/robustness.md` tells how much of each. Its trust score finds masks that went "
         "wrong; it hardly ranks good ones, and it cannot know where others draw the organ more "

@@ -11,13 +11,13 @@ from typing import Any
 
 from mednca.errors import InputError
 from mednca.files import atomic_write, read_json
-from reproduce.catalogue import CARDS, find
+from reproduce.catalogue import CARDS, PROSTATE_CARD, find
 
 FORMAT, VERSION = "mednca-card", 1
 #: Card of the shipped model, on the cases of the first card, all of which it was trained on: what it loses
 #: under perturbations is told too well, not too badly.
 SHIPPED, BEFORE = "hippocampus", "shipped_hippocampus"
-NAMES = (*CARDS, BEFORE)
+NAMES = (*CARDS, BEFORE, PROSTATE_CARD)
 
 
 def row_of(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from mednca.config import PredictConfig, RunConfig
+from mednca.field import TERMS
 from mednca.modelfile import ModelFile, save_model
 from mednca.rule import MedNCAConfig, weight_shapes
 from mednca.slices import PreprocessConfig
 
 SHAPE = (12, 14, 6)
+#: `PreprocessConfig.field` of one channel: a limit, and the terms of a usual shading.
+FIELD = (0.3, *(round(0.4 * math.sin(term), 3) for term in range(len(TERMS))))
 
 
 def tiny_model(
@@ -25,6 +29,7 @@ def tiny_model(
     classes: int = 1,
     card: dict[str, Any] | None = None,
     smoothing: int = 0,
+    sizes: tuple[float, ...] | None = None,
     **preprocess: Any,
 ) -> ModelFile:
     """A model with random weights that says neither yes nor no everywhere."""
@@ -44,7 +49,7 @@ def tiny_model(
         merge=classes == 1,
         model=config,
         preprocess=PreprocessConfig(modalities=modalities, context=context, **preprocess),
-        predict=PredictConfig(smoothing=smoothing),
+        predict=PredictConfig(smoothing=smoothing, sizes=sizes),
     )
     return ModelFile(run, weights, {"name": "tiny"} | (card or {}))
 

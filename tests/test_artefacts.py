@@ -71,7 +71,7 @@ def test_the_label_moves_with_the_view_and_the_scan_stays_as_it_was(
     before, label = one.image.data.copy(), one.label.data.copy()
     found = list(copies(one, 40, 0))
     whole = [copy for copy in found if copy.label is one.label]
-    assert 9 <= len(whole) <= 23  # two in five
+    assert 12 <= len(whole) <= 28  # half of them
     for copy in found:
         assert copy.id == one.id and np.isfinite(copy.image.data).all()
         assert copy.image.data.shape[1:] == copy.label.data.shape[1:]
@@ -93,7 +93,7 @@ def test_the_label_moves_with_the_view_and_the_scan_stays_as_it_was(
     assert len(contrasts) > 30 and min(contrasts) > 0
 
 
-def test_copies_have_one_or_two_artefacts_of_any_kind_and_most_of_them_another_view(
+def test_copies_have_one_or_two_artefacts_of_any_kind_and_half_of_them_another_view(
     scans: list[LabelledScan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[list[tuple[str, str]]] = []
@@ -119,11 +119,11 @@ def test_copies_have_one_or_two_artefacts_of_any_kind_and_most_of_them_another_v
         asked.pop()
     assert [one.name for one in ARTEFACTS] == NAMES
     assert {name for of_copy in asked for name, _ in of_copy} == set(NAMES)
-    assert set(views) == {"crop", "translation", "shape", "scale"}
-    assert len(views) / len(asked) == pytest.approx(0.6, abs=0.06)
+    assert set(views) == {"crop", "translation", "translation_edge"}
+    assert len(views) / len(asked) == pytest.approx(0.5, abs=0.06)
     first = [of_copy[0][0] for of_copy in asked]
-    assert first.count("ghosting") / len(first) == pytest.approx(4 / 14, abs=0.05)  # four times as often
-    assert first.count("noise") / len(first) == pytest.approx(1 / 14, abs=0.03)
+    assert first.count("ghosting") / len(first) == pytest.approx(0.2, abs=0.05)  # twice as often
+    assert first.count("noise") / len(first) == pytest.approx(0.1, abs=0.04)
     counts = [len(of_copy) for of_copy in asked]
     assert set(counts) == {1, 2} and counts.count(2) / len(counts) == pytest.approx(0.3, abs=0.06)
     assert all(len({name for name, _ in of_copy}) == len(of_copy) for of_copy in asked)
@@ -133,7 +133,7 @@ def test_copies_have_one_or_two_artefacts_of_any_kind_and_most_of_them_another_v
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_severities_reach_the_worst_on_each_side_and_strong_ones_are_more_frequent(name: str) -> None:
+def test_severities_lie_evenly_from_nothing_to_the_worst_on_each_side(name: str) -> None:
     (one,) = find([name])
     random = np.random.default_rng(0)
     places = np.array([one.position(severity(one, random)) for _ in range(4000)]) - one.position(one.neutral)
@@ -145,7 +145,7 @@ def test_severities_reach_the_worst_on_each_side_and_strong_ones_are_more_freque
     else:
         assert places.min() >= 0
     shares = np.histogram(np.abs(places) / worst, 4, (0, 1))[0] / len(places)
-    assert shares == pytest.approx(np.array([1, 3, 5, 7]) / 16, abs=0.03)
+    assert shares == pytest.approx(np.full(4, 0.25), abs=0.03)
 
 
 @pytest.mark.parametrize("name", NAMES)

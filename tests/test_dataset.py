@@ -125,14 +125,14 @@ def test_negative_intensities_are_refused_where_the_field_is_taken_out(tmp_path:
     few = replace(scan, image=Volume(data, np.eye(4)))
     model = replace(config().model, image_channels=2)
     run = replace(config(), model=model, preprocess=PreprocessConfig(modalities=2))
-    taken_out = replace(run, preprocess=replace(run.preprocess, field=True))
+    taken_out = replace(run, preprocess=replace(run.preprocess, field=()))
     check_field([few, few], taken_out)
     data = data.copy()
     data[1].reshape(-1)[:370] = -1
     many = replace(scan, image=Volume(data, np.eye(4)))
     message = (
         "case scan_01: has 37 % negative intensities, as CT has; a bias field is a factor on positive ones; "
-        "train with preprocess.field off"
+        "train with preprocess.field null"
     )
     with pytest.raises(InputError, match=f"^{message}$"):
         check_field([few, many], taken_out)

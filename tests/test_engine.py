@@ -34,7 +34,7 @@ from mednca.errors import InputError
 from mednca.fire import FireKey
 from mednca.modelfile import ModelFile, to_bytes
 from mednca.predict import choose_engine
-from tests.small import SHAPE, tiny_model, voxels, write_nifti
+from tests.small import FIELD, SHAPE, tiny_model, voxels, write_nifti
 
 ROOT = Path(__file__).resolve().parents[1]
 needs_engine = pytest.mark.skipif(not engine.available(), reason=engine.why_not())
@@ -308,8 +308,8 @@ def test_along_several_axes_nothing_depends_on_threads_or_what_memory_held(numbe
     ("kind", "taken_out", "broken"),
     [
         ({"axes": (2, 0)}, False, True),  # without memory for its average
-        ({"field": True}, False, True),  # with the field that it wants taken out
-        ({"field": True}, True, False),
+        ({"field": FIELD}, False, True),  # with the field that it wants taken out
+        ({"field": FIELD}, True, False),
         ({}, True, False),
     ],
     ids=str,
@@ -349,10 +349,11 @@ def test_a_slice_that_lacks_what_its_model_needs_is_counted_as_broken(
         ({"axes": [0, 1], "roi": [0.0, 1.0]}, "six numbers"),
         ({"axes": [0, 1], "roi": [0, 1, 0.5, 0.5, 0, 1]}, "three pairs of rising shares"),
         *(
-            ({"axes": [2], "field": wrong}, "lose their field must be true or false, true with volumes only")
-            for wrong in (0, 1, None, "true", [True])
+            ({"axes": [2], "field": wrong}, "the usual bias field must be 20 numbers for each channel")
+            for wrong in (0, 1, "true", [True], [0.1] * 19, [0.1] * 21, ["0.1"] * 20)
         ),
-        ({"axes": [2], "field": True, "normalise": "slice"}, "true with volumes only"),
+        ({"axes": [2], "field": [0.1] * 20, "normalise": "slice"}, "with volumes only"),
+        ({"axes": [2], "field": [-0.1] * 20}, "limit of a bias field must not be negative"),
     ],
     ids=str,
 )

@@ -23,14 +23,14 @@ from scipy.ndimage import convolve1d
 from mednca.backends.onnx import Exported
 from mednca.errors import InputError
 from mednca.export import export
-from mednca.field import removed
+from mednca.field import FLAT, Usual, shaded_as_usual
 from mednca.fire import FireKey, absorb, fire_mask
 from mednca.modelfile import ModelFile, load_model, save_model
 from mednca.predict import Predictor, decide, predict_slices, share_with
 from mednca.rule import weight_shapes
 from mednca.slices import rescale
 from mednca.volume import Volume
-from tests.small import tiny_model, voxels
+from tests.small import FIELD, tiny_model, voxels
 
 onnx = pytest.importorskip("onnx", reason="needs pip install 'mednca[onnx]'")
 ort = pytest.importorskip("onnxruntime", reason="needs pip install 'mednca[onnx]'")
@@ -71,7 +71,7 @@ MODELS["mirrored, with neighbours"] = replace(
     ),
 )
 MODELS["smoothed"] = tiny_model(context=1, smoothing=2)
-MODELS["without their field, two channels"] = tiny_model(modalities=2, context=1, field=True)
+MODELS["with usual fields, two channels"] = tiny_model(modalities=2, context=1, field=FIELD * 2)
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +87,9 @@ def example() -> ModuleType:
 def expected_mask(model: ModelFile, scan: NDArray[np.float32], number: int) -> NDArray[np.uint8]:
     """Model, slices (S, M, H, W) and the number of one -> its mask by the definition."""
     config = model.config
-    if config.preprocess.field:
-        scan = np.stack([removed(channel) for channel in scan.swapaxes(0, 1)], axis=1)
+    if shadings := config.preprocess.shadings:
+        channels = zip(scan.swapaxes(0, 1), shadings, strict=True)
+        scan = np.stack([shaded_as_usual(channel, usual) for channel, usual in channels], axis=1)
     if config.preprocess.normalise == "volume":
         scan = np.stack([rescale(channel) for channel in scan.swapaxes(0, 1)], axis=1)
     else:
@@ -119,28 +120,49 @@ def test_the_program_in_the_folder_makes_the_mask_of_the_package(name: str, tmp_
         assert (mask != expected).mean() < 0.003, name  # a logit of almost 0 may fall to either side
 
 
-def test_the_folder_tells_that_the_field_is_taken_out(tmp_path: Path) -> None:
-    for name, out in (("without their field, two channels", "a"), ("one channel", "b")):
-        export(save_model(tmp_path / "m.safetensors", MODELS[name]), "onnx", tmp_path / out)
-        told = {e.key: e.value for e in onnx.load(tmp_path / out / "level_0.onnx").metadata_props}
-        page = " ".join((tmp_path / out / "README.md").read_text().split())
-        assert told.get("field") == ("1" if out == "a" else None)
-        said = (
-            "taken out, as `without_field` in `example.py` does; each channel of a volume is clipped to its"
-        )
-        assert (f"the bias field of each channel is {said}" in page) == (out == "a")
+def test_the_folder_tells_what_is_usual(tmp_path: Path) -> None:
+    MODELS["sizes"] = tiny_model(sizes=(4.5, 5.0, 6.0, 1.3, 1.3, 2.0))
+    told, pages = {}, {}
+    for name in ("with usual fields, two channels", "sizes", "one channel"):
+        export(save_model(tmp_path / "m.safetensors", MODELS[name]), "onnx", tmp_path / name)
+        file = onnx.load(tmp_path / name / "level_0.onnx")
+        told[name] = {entry.key: entry.value for entry in file.metadata_props}
+        pages[name] = " ".join((tmp_path / name / "README.md").read_text().split())
+    del MODELS["sizes"]
+    fields, sizes, plain = told.values()
+    assert tuple(map(float, fields["field"].split())) == FIELD * 2 and "field" not in plain
+    assert sizes["sizes"] == "4.5 5.0 6.0 1.3 1.3 2.0" and "sizes" not in plain
+    said = ("brought back to it, as `shaded_as_usual` in", "size along an axis, the standard deviation")
+    assert [[line in page for line in said] for page in pages.values()] == [
+        [True, False],
+        [False, True],
+        [False, False],
+    ]
 
 
 @pytest.mark.parametrize("shape", [(60, 7, 30), (1, 40, 9), (2, 25, 24), (3, 3, 3), (20, 20, 20)])
-def test_the_program_takes_out_the_field_of_the_package(
-    example: ModuleType, shape: tuple[int, int, int]
+@pytest.mark.parametrize(
+    "seen", [FLAT, Usual(*FIELD[:1], FIELD[1:]), Usual(1.4, FIELD[1:]), Usual(9.0, FIELD[1:])]
+)
+def test_the_program_shades_as_the_package(
+    example: ModuleType, shape: tuple[int, int, int], seen: Usual
 ) -> None:
     """To rounding; also where air is 0 or less, and where there are too few positive voxels."""
     random = np.random.default_rng(0)
     channel = (np.exp(random.normal(5, 1, shape)) * random.choice([0, 1, 1, 1, -1], shape)).astype(np.float32)
-    assert np.allclose(example.without_field(channel), removed(channel), rtol=1e-6, atol=0)
+    assert np.allclose(
+        example.shaded_as_usual(channel, np.array(seen.numbers)),
+        shaded_as_usual(channel, seen),
+        rtol=1e-6,
+        atol=0,
+    )
     channel = (10.0 ** random.uniform(-44, 38, shape)).astype(np.float32)  # float32 has no more
-    assert np.allclose(example.without_field(channel), removed(channel), rtol=1e-6, atol=0)
+    assert np.allclose(
+        example.shaded_as_usual(channel, np.array(seen.numbers)),
+        shaded_as_usual(channel, seen),
+        rtol=1e-6,
+        atol=0,
+    )
 
 
 @settings(deadline=None)
@@ -262,8 +284,9 @@ def test_without_onnx_the_extra_is_named(tmp_path: Path) -> None:
         {"smoothing": 2},
         {"smoothing": 1, "axes": (0, 2), "classes": 2, "context": 1},
         {"smoothing": 3, "roi": (0.1, 0.9, 0.0, 1.0, 0.3, 1.0)},
-        {"field": True},
-        {"field": True, "axes": (1, 2), "spacing": (1.2, 1.2), "roi": (0.1, 0.9, 0.0, 1.0, 0.3, 1.0)},
+        {"field": FIELD},
+        {"sizes": (3.0, 3.0, 3.0, 1.01, 1.3, 9.0)},
+        {"field": FIELD, "axes": (1, 2), "spacing": (1.2, 1.2), "roi": (0.1, 0.9, 0.0, 1.0, 0.3, 1.0)},
     ],
     ids=str,
 )
@@ -305,8 +328,8 @@ int main(void)
         {},
         {"axes": (1, 0, 2), "classes": 2},
         {"smoothing": 2},
-        {"field": True},
-        {"field": True, "axes": (0, 2), "smoothing": 1},
+        {"field": FIELD},
+        {"field": FIELD, "axes": (0, 2), "smoothing": 1},
     ],
     ids=["one axis", "three axes", "smoothed", "field", "field, two axes, smoothed"],
 )

@@ -23,11 +23,11 @@ from mednca.config import from_dict, to_dict
 from mednca.engine import binding
 from mednca.engine.arrays import locate, memory
 from mednca.errors import InputError
-from mednca.field import fitted, removed
+from mednca.field import FLAT, TERMS, Usual, distance, fitted, shaded_as_usual, usual, without_fill
 from mednca.modelfile import to_bytes
 from mednca.slices import PreprocessConfig, prepare_image, rescale
 from mednca.volume import Volume
-from tests.small import tiny_model
+from tests.small import FIELD, tiny_model
 
 needs_engine = pytest.mark.skipif(not engine.available(), reason=engine.why_not())
 properties = settings(deadline=None, max_examples=40)
@@ -38,6 +38,7 @@ TOLERANCE = 1e-5
 #: A field also rounds the scan itself to float32, and the ridge pulls at the strongest a little.
 UNSEEN = 1e-4
 ROOT = Path(__file__).parents[1]
+USUAL = Usual(FIELD[0], FIELD[1:])
 
 
 def scan(seed: int, shape: tuple[int, ...] = (14, 12, 9)) -> NDArray[np.float32]:
@@ -94,7 +95,7 @@ def by_definition(channel: NDArray[np.float32]) -> NDArray[np.float64]:
 def test_the_scan_is_divided_by_the_exponential_of_the_fit(seed: int, shape: tuple[int, int, int]) -> None:
     channel = scan(seed, shape)
     assume(enough(channel))
-    found = removed(channel)
+    found = shaded_as_usual(channel)
     assert found.dtype == np.float32 and found.shape == shape
     assert apart(found, by_definition(channel).astype(np.float32)) < TOLERANCE
 
@@ -112,8 +113,8 @@ def test_a_gain_and_a_smooth_field_change_nothing(
     channel = scan(seed, shape)
     assume(enough(channel))
     shaded = (channel * gain * smooth(seed + 1, shape, strength)).astype(np.float32)
-    assert apart(removed(shaded), removed(channel)) < UNSEEN
-    assert np.abs(rescale(removed(shaded)) - rescale(removed(channel))).max() < UNSEEN
+    assert apart(shaded_as_usual(shaded), shaded_as_usual(channel)) < UNSEEN
+    assert np.abs(rescale(shaded_as_usual(shaded)) - rescale(shaded_as_usual(channel))).max() < UNSEEN
 
 
 @pytest.mark.parametrize("kind", ["fourth degree", "wave"])
@@ -122,7 +123,7 @@ def test_a_field_that_is_no_polynomial_of_the_third_degree_is_not_wholly_taken_o
     x, y, _ = places(channel.shape)
     log = x**2 * y**2 if kind == "fourth degree" else np.sin(9 * x)
     shaded = (channel * np.exp(log)).astype(np.float32)
-    assert apart(removed(shaded), removed(channel)) > 0.05
+    assert apart(shaded_as_usual(shaded), shaded_as_usual(channel)) > 0.05
 
 
 @properties
@@ -139,24 +140,24 @@ def test_a_turned_scan_gives_the_turned_result(
     see all scans on RAS+ axes."""
     channel = scan(seed, (*sides, 6))
     turns = tuple(slice(None, None, sign) for sign in signs)
-    found = removed(channel.transpose(order)[turns])
-    assert apart(found, removed(channel).transpose(order)[turns]) < TOLERANCE
+    found = shaded_as_usual(channel.transpose(order)[turns])
+    assert apart(found, shaded_as_usual(channel).transpose(order)[turns]) < TOLERANCE
 
 
 @properties
 @given(st.integers(0, 99), st.integers(0, 4), st.integers(0, 4))
 def test_what_is_not_positive_becomes_zero_and_has_no_say(seed: int, before: int, behind: int) -> None:
     channel = scan(seed)
-    expected = removed(channel)
+    expected = shaded_as_usual(channel)
     assert ((expected == 0) == (channel == 0)).all()
     random = np.random.default_rng(seed)
     below = np.where(channel > 0, channel, -random.exponential(50, channel.shape)).astype(np.float32)
-    assert np.array_equal(removed(below), expected)
+    assert np.array_equal(shaded_as_usual(below), expected)
     larger = np.pad(channel, ((before, behind), (behind, 0), (0, before)))  # air around it
     inside = tuple(
         slice(first, first + size) for first, size in zip((before, behind, 0), channel.shape, strict=True)
     )
-    assert apart(removed(larger)[inside], expected) < TOLERANCE
+    assert apart(shaded_as_usual(larger)[inside], expected) < TOLERANCE
 
 
 @pytest.mark.parametrize("kind", ["scattered", "a border"])
@@ -167,7 +168,7 @@ def test_dark_voxels_that_are_few_or_scattered_hardly_bend_the_fit(kind: str) ->
     dark = random.random(organ.shape) < 0.2
     if kind == "a border":
         dark[:], dark[0] = False, True
-    left = removed(np.where(dark, 1e-3 * organ, organ).astype(np.float32))[~dark]
+    left = shaded_as_usual(np.where(dark, 1e-3 * organ, organ).astype(np.float32))[~dark]
     assert left.std() / left.mean() < 0.11 and 0.97 < left.mean() < 1.04
 
 
@@ -175,18 +176,18 @@ def test_where_too_few_voxels_are_positive_nothing_is_done() -> None:
     channel = np.full((5, 6, 4), -3, np.float32)
     places_ = np.random.default_rng(0).permutation(channel.size)[:80]
     channel.reshape(-1)[places_] = np.arange(1, 81)
-    assert apart(removed(channel), channel.clip(0)) > 0.1  # 4 for each of 20 coefficients are enough
+    assert apart(shaded_as_usual(channel), channel.clip(0)) > 0.1  # 4 for each of 20 coefficients are enough
     channel.reshape(-1)[places_[0]] = 0
-    assert np.array_equal(removed(channel), channel.clip(0))
+    assert np.array_equal(shaded_as_usual(channel), channel.clip(0))
     tiny = np.arange(27, dtype=np.float32).reshape(3, 3, 3)
-    assert np.array_equal(removed(tiny), tiny)
+    assert np.array_equal(shaded_as_usual(tiny), tiny)
 
 
 @pytest.mark.parametrize("value", [1e-40, 1e-6, 1.0, 700.0, 3e38])
 @pytest.mark.parametrize("shape", [(1, 1, 40), (30, 2, 3), (9, 9, 9)])
 def test_a_constant_scan_is_nothing_but_fill(value: float, shape: tuple[int, int, int]) -> None:
-    assert (removed(np.full(shape, value, np.float32)) == 0).all()
-    assert (removed(np.full(shape, -value, np.float32)) == 0).all()
+    assert (shaded_as_usual(np.full(shape, value, np.float32)) == 0).all()
+    assert (shaded_as_usual(np.full(shape, -value, np.float32)) == 0).all()
 
 
 @pytest.mark.parametrize("fill", [0.0, -3.0, 1.5])
@@ -197,13 +198,13 @@ def test_what_is_put_around_a_scan_has_no_say(fill: float, in_engine: bool) -> N
     inside = scan(5, (11, 12, 9)) + np.random.default_rng(0).uniform(2, 3, (11, 12, 9)).astype(np.float32)
     wide = np.full((20, 22, 16), fill, np.float32)
     wide[4:15, 7:19, 6:15] = inside
-    found = in_c(wide[None])[0] if in_engine else removed(wide)
-    assert apart(found[4:15, 7:19, 6:15], removed(inside)) < 1e-4
+    found = in_c(wide[None])[0] if in_engine else shaded_as_usual(wide)
+    assert apart(found[4:15, 7:19, 6:15], shaded_as_usual(inside)) < 1e-4
     found[4:15, 7:19, 6:15] = 0
     assert (found == 0).all()
     few = inside.copy()
     few[0, 0, :7] = 1.5  # too few of them to be fill
-    assert (removed(few)[0, 0, :7] > 0).all()
+    assert (shaded_as_usual(few)[0, 0, :7] > 0).all()
 
 
 #: Finite numbers of all sizes.
@@ -219,7 +220,11 @@ anything = arrays(
 @properties
 @given(anything)
 def test_whatever_is_finite_stays_finite(channel: NDArray[np.float32]) -> None:
-    found = [removed(channel), in_c(channel[None])[0]] if engine.available() else [removed(channel)]
+    found = (
+        [shaded_as_usual(channel), in_c(channel[None])[0]]
+        if engine.available()
+        else [shaded_as_usual(channel)]
+    )
     for left in found:
         assert np.isfinite(left).all() and (left >= 0).all() and np.isfinite(rescale(left)).all()
 
@@ -229,9 +234,65 @@ def test_a_fit_that_is_far_off_leaves_finite_numbers() -> None:
     channel = np.zeros((26, 26, 26), np.float32)
     channel[:10, :10, :10] = 10.0 ** np.random.default_rng(0).uniform(-37, 37, (10, 10, 10))
     channel[24, 0, 0] = channel[0, 24, 24] = 1  # where the fit is -1680 and 1258
-    for found in (removed(channel), in_c(channel[None])[0]) if engine.available() else (removed(channel),):
+    for found in (
+        (shaded_as_usual(channel), in_c(channel[None])[0])
+        if engine.available()
+        else (shaded_as_usual(channel),)
+    ):
         assert np.isfinite(found).all() and (found[11:24] == 0).all()
         assert found[24, 0, 0] == np.finfo(np.float32).max and found[0, 24, 24] == 0
+
+
+# ---- What is usual ----
+
+
+def shading(channel: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Channel -> coefficients of its shading, of `TERMS`."""
+    fit = fitted(without_fill(channel))
+    assert fit is not None
+    return np.array([fit[term] for term in TERMS])
+
+
+@properties
+@given(st.integers(0, 99), st.floats(0, 3))
+def test_a_usual_shading_is_left_and_another_is_replaced(seed: int, strength: float) -> None:
+    channel = (scan(seed) * smooth(seed, (14, 12, 9), strength)).astype(np.float32)
+    channel[0, 0, :5] = -3
+    terms = shading(channel)
+    far = distance(terms - USUAL.terms)
+    kept = shaded_as_usual(channel, USUAL._replace(limit=1.0001 * far))
+    assert np.array_equal(kept, channel) and kept.dtype == np.float32
+    replaced = shaded_as_usual(channel, USUAL._replace(limit=far / 1.26))
+    assert distance(shading(replaced) - USUAL.terms) < 1e-5
+    assert apart(replaced, shaded_as_usual(channel, USUAL._replace(limit=far / 9))) < TOLERANCE
+    half = shaded_as_usual(channel, USUAL._replace(limit=far / 1.125))
+    assert abs(distance(shading(half) - USUAL.terms) - far / 2) < 1e-4 * far
+
+
+def test_the_distance_of_a_shading_is_its_deviation_over_the_box() -> None:
+    random = np.random.default_rng(0)
+    x, y, z = np.meshgrid(*[np.arange(-0.99, 1, 0.02)] * 3, indexing="ij")
+    for _ in range(3):
+        terms = random.normal(size=len(TERMS))
+        field_ = sum(c * x**i * y**j * z**k for c, (i, j, k) in zip(terms, TERMS, strict=True))
+        assert distance(terms) == pytest.approx(np.std(field_), rel=1e-3)
+
+
+def test_what_is_usual_is_the_median_and_the_limit_holds_the_training_scans() -> None:
+    scans = [(scan(i) * smooth(i, (14, 12, 9), 0.1 + 0.01 * i)).astype(np.float32) for i in range(60)]
+    found = usual([*scans, np.zeros((14, 12, 9), np.float32)])  # of one nothing can be told
+    terms = np.array([shading(one) for one in scans])
+    assert np.allclose(found.terms, np.median(terms, axis=0), rtol=1e-5)
+    far = [distance(row - np.median(terms, axis=0)) for row in terms]
+    assert found.limit == pytest.approx(1.25 * np.quantile(far, 0.99), rel=1e-5)
+    assert all(np.array_equal(shaded_as_usual(one, found), one) for one in scans)
+    assert usual([np.zeros((14, 12, 9), np.float32)]) == FLAT
+
+
+def test_where_too_little_is_positive_a_scan_stays_as_it_is() -> None:
+    tiny = np.arange(-5, 22, dtype=np.float32).reshape(3, 3, 3)
+    assert np.array_equal(shaded_as_usual(tiny, USUAL), tiny)
+    assert np.array_equal(shaded_as_usual(tiny, FLAT), tiny.clip(0))
 
 
 # ---- What a model sees ----
@@ -240,11 +301,11 @@ def test_a_fit_that_is_far_off_leaves_finite_numbers() -> None:
 def test_a_model_sees_the_scan_without_its_field_and_scaled_each_channel_alone() -> None:
     data = np.stack([scan(0), scan(1)])
     volume = Volume(data, np.diag([1.0, 2.5, 4.0, 1.0]))
-    config = PreprocessConfig(modalities=2, field=True, axes=(1,))
+    config = PreprocessConfig(modalities=2, field=FLAT.numbers * 2, axes=(1,))
     for turned in (volume, volume.oriented("SLA")):
         found = prepare_image(turned, config)
         for channel in range(2):
-            wanted = np.moveaxis(rescale(removed(data[channel])), 1, 0)
+            wanted = np.moveaxis(rescale(shaded_as_usual(data[channel])), 1, 0)
             assert np.abs(found[:, channel] - wanted).max() < TOLERANCE
     shaded = volume.with_data((data * smooth(5, data.shape[1:], 1.0)).astype(np.float32))
     assert np.abs(prepare_image(shaded, config) - prepare_image(volume, config)).max() < UNSEEN
@@ -255,24 +316,37 @@ def test_a_model_sees_the_scan_without_its_field_and_scaled_each_channel_alone()
 def test_a_field_is_taken_out_of_volumes_only() -> None:
     message = "normalise must be 'volume' where field is on, got 'slice'"
     with pytest.raises(ValueError, match=message):
-        PreprocessConfig(field=True, normalise="slice")
+        PreprocessConfig(field=(), normalise="slice")
     with pytest.raises(InputError, match=message):
-        from_dict(PreprocessConfig, {"field": True, "normalise": "slice"}, "config.json")
-    with pytest.raises(InputError, match="field: expected bool, got 1"):
+        from_dict(PreprocessConfig, {"field": [], "normalise": "slice"}, "config.json")
+    with pytest.raises(InputError, match="field: expected tuple"):
         from_dict(PreprocessConfig, {"field": 1}, "config.json")
-    PreprocessConfig(field=False, normalise="slice")
+    with pytest.raises(InputError, match="field must be 40 numbers, 20 for each channel, got 20"):
+        from_dict(PreprocessConfig, {"field": FIELD, "modalities": 2}, "config.json")
+    with pytest.raises(InputError, match="limits >= 0"):
+        from_dict(PreprocessConfig, {"field": [-1.0, *FIELD[1:]]}, "config.json")
+    with pytest.raises(ValueError, match="measured in training"):
+        prepare_image(Volume(scan(0)[None], np.eye(4)), PreprocessConfig(field=()))
+    PreprocessConfig(field=None, normalise="slice")
 
 
 def test_the_setting_is_stored_only_where_it_is_on() -> None:
     assert "field" not in to_dict(PreprocessConfig(), complete=False)
-    config = PreprocessConfig(field=True)
+    config = PreprocessConfig(field=FIELD)
     stored = to_dict(config, complete=False)
-    assert stored["field"] is True and from_dict(PreprocessConfig, stored, "x") == config
+    assert stored["field"] == FIELD and from_dict(PreprocessConfig, stored, "x") == config
+
+
+def test_files_of_before_are_read() -> None:
+    """There a field was taken out, or not."""
+    found = from_dict(PreprocessConfig, {"modalities": 2, "field": True}, "x")
+    assert found == PreprocessConfig(modalities=2, field=FLAT.numbers * 2)
+    assert from_dict(PreprocessConfig, {"field": False}, "x") == PreprocessConfig()
 
 
 def test_the_card_tells_that_the_field_is_taken_out() -> None:
-    told = " ".join(describe(tiny_model(field=True)).split())
-    assert "the bias field taken out, intensities scaled per volume" in told
+    told = " ".join(describe(tiny_model(field=FLAT.numbers)).split())
+    assert "unusual bias fields brought back to the usual, intensities scaled per volume" in told
     assert "bias field" not in describe(tiny_model())
 
 
@@ -281,7 +355,9 @@ def test_the_card_tells_that_the_field_is_taken_out() -> None:
 
 def in_c(data: NDArray[Any], **preprocess: Any) -> NDArray[np.float32]:
     """Scan (M, X, Y, Z) on RAS+ axes -> what mednca_field() makes of it."""
-    model = engine.Model(to_bytes(tiny_model(modalities=len(data), field=True, **preprocess)))
+    model = engine.Model(
+        to_bytes(tiny_model(modalities=len(data), **({"field": FLAT.numbers * len(data)} | preprocess)))
+    )
     source, library, job = locate(data), binding.library(), binding.Job()
     scan_ = binding.Scan(source.address, source.type, 1.0, 0.0, source.shape, source.strides, (1.0, 1.0, 1.0))
     message = ctypes.create_string_buffer(binding.MESSAGE)
@@ -314,15 +390,19 @@ def in_c(data: NDArray[Any], **preprocess: Any) -> NDArray[np.float32]:
     kind=st.sampled_from(["uint8", "int16", "float32", "float64"]),
     channels=st.integers(1, 2),
     flipped=st.booleans(),
+    limit=st.sampled_from([0.0, 0.1, 0.7, 0.9, 1.1, 9.0]),
 )
-def test_c_takes_the_field_out_as_python_does(
-    seed: int, shape: tuple[int, int, int], kind: str, channels: int, flipped: bool
+def test_c_shades_as_python_does(
+    seed: int, shape: tuple[int, int, int], kind: str, channels: int, flipped: bool, limit: float
 ) -> None:
     data = np.stack([scan(seed + c, shape) for c in range(channels)]).clip(0, 250)
     data = (data - (0 if kind == "uint8" else 15)).astype(kind)  # some below 0
     data = data[:, ::-1, :, ::-1] if flipped else data
-    for channel, of_c in zip(data, in_c(data), strict=True):
-        assert apart(of_c, removed(channel.astype(np.float32))) < TOLERANCE
+    seen = Usual(limit, FIELD[1:])
+    for channel, of_c in zip(data, in_c(data, field=seen.numbers * channels), strict=True):
+        wanted = shaded_as_usual(channel.astype(np.float32), seen)
+        assert apart(of_c.clip(0), wanted.clip(0)) < 10 * TOLERANCE
+        assert np.array_equal(of_c.clip(None, 0), wanted.clip(None, 0))
 
 
 @needs_engine
@@ -335,12 +415,12 @@ def test_c_takes_no_field_out_where_too_few_voxels_are_positive() -> None:
 def test_c_fits_the_part_that_a_model_looks_at() -> None:
     data = scan(3, (20, 16, 12))[None]
     found = in_c(data, roi=(0.2, 0.8, 0.0, 0.5, 0.5, 1.0))
-    assert apart(found[0], removed(data[0, 4:16, :8, 6:])) < TOLERANCE
+    assert apart(found[0], shaded_as_usual(data[0, 4:16, :8, 6:])) < TOLERANCE
 
 
 @needs_engine
 def test_a_scan_that_cannot_be_held_asks_for_more_memory_than_there_is() -> None:
-    model = engine.Model(to_bytes(tiny_model(field=True)))
+    model = engine.Model(to_bytes(tiny_model(field=FLAT.numbers)))
     data = locate(np.zeros(1, np.float32))
     huge = (1, 2**40, 2**40, 2**40)
     given_ = binding.Scan(data.address, data.type, 1.0, 0.0, huge, (0, 0, 0, 0), (1.0, 1.0, 1.0))

@@ -1,12 +1,13 @@
-/* Removal of the bias field: the smooth factor that a coil puts on a scan. Part of mednca.c.
+/* The bias field: the smooth factor that a coil puts on a scan, brought back to what is usual. Part of mednca.c.
  *
- * The same as mednca/field.py, which says what for: a polynomial in x, y and z is fitted to the logarithms of the positive
- * voxels on a grid, and the scan is divided by its exponential. All is in doubles, summed up in one order, with a logarithm
- * and an exponential of its own, so that the result has the same bits on every machine. */
+ * The same as mednca/field.py, which says what for: a polynomial in x, y and z, the shading, is fitted to the logarithms of
+ * the positive voxels on a grid. Where it is farther from the usual one than in training, the scan is multiplied by the
+ * exponential of the difference. All is in doubles, summed up in one order, with a logarithm and an exponential of its own,
+ * so that the result has the same bits on every machine. */
 
 /* FIELD_DEGREE: of the polynomial; FIELD_ACROSS: most voxels along an axis that the fit looks at; FIELD_ROUNDS: fits, each of
  * which weighs the voxels by the one before; FIELD_ENOUGH: least number of positive voxels for each coefficient. */
-enum { FIELD_DEGREE = 3, FIELD_ACROSS = 24, FIELD_ROUNDS = 4, FIELD_ENOUGH = 4, FIELD_TERMS = 20 };
+enum { FIELD_DEGREE = 3, FIELD_ACROSS = 24, FIELD_ROUNDS = 4, FIELD_ENOUGH = 4 };
 /* Distance from the fit, of logarithms, at which a voxel counts half; what is added to the diagonal of the normal equations,
  * as a share of its mean. */
 #define FIELD_WIDTH 0.5
@@ -14,7 +15,9 @@ enum { FIELD_DEGREE = 3, FIELD_ACROSS = 24, FIELD_ROUNDS = 4, FIELD_ENOUGH = 4, 
 /* Share of the voxels, and number of them, above which those of the least intensity are fill. */
 #define FIELD_FILL 0.01
 #define FIELD_SOME 8
-/* The fit is kept within this on either side, and what is left within the finite numbers of float32. */
+/* Where the limit ends, over itself: from there on a shading is wholly replaced, between the two in part. */
+#define FIELD_ENDS 1.25
+/* The change is kept within this on either side, and what is left within the finite numbers of float32. */
 #define FIELD_FURTHEST 500.0
 #define FIELD_MOST 3.4028234663852886e38
 /* Stands for the logarithm of a voxel that is not positive. */
@@ -31,9 +34,10 @@ typedef struct {
     Cubic logs;
 } Moments;
 
-/* The voxels that the fit looks at, first, first + step, ... along each axis, and their logarithms, x running fastest. */
+/* The least box that holds all voxels that count: where it begins, and voxels along each axis. The voxels in it that the fit
+ * looks at, first, first + step, ... along each axis, and their logarithms, x running fastest. */
 typedef struct {
-    const int64_t *size;
+    int64_t from[3], size[3];
     int64_t first[3], step[3];
     double *logs;
 } Samples;
@@ -156,30 +160,50 @@ static float black_of(const mednca_scan *scan, int64_t c)
     return least > 0 && count > FIELD_SOME && (double)count > FIELD_FILL * (double)(size[0] * size[1] * size[2]) ? least : 0;
 }
 
-/* A channel of a scan, and what its voxels must be above -> the logarithm of its field; returns 0 where too few are to tell.
- * logs: FIELD_ACROSS^3 doubles to work in. */
-static int find_field(const mednca_scan *scan, int64_t c, float black, double *logs, Cubic *fit)
+/* A channel of a scan, and what its voxels must be above to count -> the box of these; all of it where there are none. */
+static void box_of(const mednca_scan *scan, int64_t c, float black, Samples *s)
 {
-    Samples s = {.size = scan->shape + 1, .logs = logs};
-    Moments moments;
-    int terms[FIELD_TERMS][3], count = 0, most[3];
-    int64_t at[3], positive = 0;
+    const int64_t *size = scan->shape + 1;
+    int64_t at[3], low[3], high[3] = {-1, -1, -1};
+    memcpy(low, size, sizeof low);
+    for (at[2] = 0; at[2] < size[2]; at[2]++)
+        for (at[1] = 0; at[1] < size[1]; at[1]++)
+            for (at[0] = 0; at[0] < size[0]; at[0]++)
+                for (int axis = 0; axis < 3 && value_at(scan, c, at) > black; axis++) {
+                    low[axis] = at[axis] < low[axis] ? at[axis] : low[axis];
+                    high[axis] = at[axis] > high[axis] ? at[axis] : high[axis];
+                }
     for (int axis = 0; axis < 3; axis++) {
-        s.step[axis] = (s.size[axis] + FIELD_ACROSS - 1) / FIELD_ACROSS;
-        s.first[axis] = s.step[axis] / 2;
-        const int64_t last = (s.size[axis] - 1 - s.first[axis]) / s.step[axis];
+        s->from[axis] = high[axis] < 0 ? 0 : low[axis];
+        s->size[axis] = high[axis] < 0 ? size[axis] : high[axis] + 1 - low[axis];
+    }
+}
+
+/* A channel of a scan, what its voxels must be above, and their box -> the logarithm of its shading; returns 0 where too few
+ * are to tell. s->logs: FIELD_ACROSS^3 doubles to work in. */
+static int find_shading(const mednca_scan *scan, int64_t c, float black, Samples *s, Cubic *fit)
+{
+    Moments moments;
+    double *logs = s->logs;
+    int terms[FIELD_TERMS][3], count = 0, most[3];
+    int64_t i[3], positive = 0;
+    for (int axis = 0; axis < 3; axis++) {
+        s->step[axis] = (s->size[axis] + FIELD_ACROSS - 1) / FIELD_ACROSS;
+        s->first[axis] = s->step[axis] / 2;
+        const int64_t last = (s->size[axis] - 1 - s->first[axis]) / s->step[axis];
         most[axis] = last < FIELD_DEGREE ? (int)last : FIELD_DEGREE; /* an axis of n voxels has powers below n */
     }
-    for (int i = 0; i <= most[0]; i++)
-        for (int j = 0; j <= most[1] && i + j <= FIELD_DEGREE; j++)
-            for (int k = 0; k <= most[2] && i + j + k <= FIELD_DEGREE; k++, count++) {
-                terms[count][0] = i;
-                terms[count][1] = j;
-                terms[count][2] = k;
+    for (int x = 0; x <= most[0]; x++)
+        for (int y = 0; y <= most[1] && x + y <= FIELD_DEGREE; y++)
+            for (int z = 0; z <= most[2] && x + y + z <= FIELD_DEGREE; z++, count++) {
+                terms[count][0] = x;
+                terms[count][1] = y;
+                terms[count][2] = z;
             }
-    for (at[2] = s.first[2]; at[2] < s.size[2]; at[2] += s.step[2])
-        for (at[1] = s.first[1]; at[1] < s.size[1]; at[1] += s.step[1])
-            for (at[0] = s.first[0]; at[0] < s.size[0]; at[0] += s.step[0]) {
+    for (i[2] = s->first[2]; i[2] < s->size[2]; i[2] += s->step[2])
+        for (i[1] = s->first[1]; i[1] < s->size[1]; i[1] += s->step[1])
+            for (i[0] = s->first[0]; i[0] < s->size[0]; i[0] += s->step[0]) {
+                const int64_t at[3] = {s->from[0] + i[0], s->from[1] + i[1], s->from[2] + i[2]};
                 const float value = value_at(scan, c, at);
                 positive += value > black;
                 *logs++ = value > black ? logarithm((double)value) : FIELD_NONE;
@@ -187,32 +211,88 @@ static int find_field(const mednca_scan *scan, int64_t c, float black, double *l
     if (positive < FIELD_ENOUGH * count)
         return 0;
     for (int round = 0; round < FIELD_ROUNDS; round++) {
-        moments_of(&s, round ? fit : 0, &moments);
+        moments_of(s, round ? fit : 0, &moments);
         fit_terms(&moments, terms, count, fit);
     }
     return 1;
 }
 
-/* A channel of a scan -> out, the same without its field, x running fastest; fill and what is not positive is 0. */
-static void remove_field(const mednca_scan *scan, int64_t c, double *logs, float *out)
+/* Mean of a power over -1 to 1. */
+static double mean_of(int power)
 {
-    Cubic fit;
+    return power % 2 ? 0 : 1.0 / (power + 1);
+}
+
+/* A shading -> its variance over the box. */
+static double variance_of(const Cubic *shading)
+{
+    double mean = 0, square = 0;
+    for (int i = 0; i <= FIELD_DEGREE; i++)
+        for (int j = 0; i + j <= FIELD_DEGREE; j++)
+            for (int k = 0; i + j + k <= FIELD_DEGREE; k++) {
+                mean += shading->of[i][j][k] * mean_of(i) * mean_of(j) * mean_of(k);
+                for (int x = 0; x <= FIELD_DEGREE; x++)
+                    for (int y = 0; x + y <= FIELD_DEGREE; y++)
+                        for (int z = 0; x + y + z <= FIELD_DEGREE; z++)
+                            square += shading->of[i][j][k] * shading->of[x][y][z] * mean_of(i + x) * mean_of(j + y) *
+                                      mean_of(k + z);
+            }
+    return square - mean * mean;
+}
+
+/* A fit, and what is usual: the limit, and the coefficients without the constant -> by the exponential of what the scan is
+ * to be multiplied; returns 0 where it is to stay as it is. */
+static int change_of(const Cubic *fit, const double usual[FIELD_TERMS], Cubic *change)
+{
+    const double limit = usual[0];
+    int term = 1;
+    memset(change, 0, sizeof *change);
+    for (int i = 0; i <= FIELD_DEGREE; i++)
+        for (int j = 0; i + j <= FIELD_DEGREE; j++)
+            for (int k = 0; i + j + k <= FIELD_DEGREE; k++)
+                if (i + j + k)
+                    change->of[i][j][k] = usual[term++] - fit->of[i][j][k];
+    const double square = variance_of(change);
+    if (limit > 0 && square <= limit * limit)
+        return 0;
+    const double far = square > 0 ? exponential(0.5 * logarithm(square)) : 0; /* the root */
+    const double share = limit > 0 ? (far - limit) / ((FIELD_ENDS - 1) * limit) : 1;
+    for (int i = 0; share < 1 && i <= FIELD_DEGREE; i++)
+        for (int j = 0; i + j <= FIELD_DEGREE; j++)
+            for (int k = 0; i + j + k <= FIELD_DEGREE; k++)
+                change->of[i][j][k] *= share;
+    change->of[0][0][0] = -fit->of[0][0][0];
+    return 1;
+}
+
+/* A channel of a scan, and what is usual in it -> out, the same with no shading beyond the limit, x running fastest. Where it
+ * is changed, fill and what is not positive is 0. */
+static void shade_as_usual(const mednca_scan *scan, int64_t c, const double usual[FIELD_TERMS], double *logs, float *out)
+{
+    Cubic fit, change;
+    Samples box = {.logs = logs};
     const float black = black_of(scan, c);
-    const int found = find_field(scan, c, black, logs, &fit);
+    box_of(scan, c, black, &box);
+    const int found = find_shading(scan, c, black, &box, &fit);
+    const int changed = found && change_of(&fit, usual, &change), kept = found ? !changed : usual[0] > 0;
     const int64_t *size = scan->shape + 1;
     int64_t at[3];
     for (at[2] = 0; at[2] < size[2]; at[2]++)
         for (at[1] = 0; at[1] < size[1]; at[1]++) {
             double line[FIELD_DEGREE + 1];
-            if (found)
-                line_at(&fit, place_of(at[1], size[1]), place_of(at[2], size[2]), line);
+            if (changed)
+                line_at(&change, place_of(at[1] - box.from[1], box.size[1]), place_of(at[2] - box.from[2], box.size[2]), line);
             for (at[0] = 0; at[0] < size[0]; at[0]++) {
                 double value = (double)value_at(scan, c, at);
+                if (kept) {
+                    *out++ = (float)value;
+                    continue;
+                }
                 if (!(value > (double)black))
                     value = 0;
-                else if (found) {
-                    const double log = value_on(line, place_of(at[0], size[0]));
-                    value /= exponential(log < -FIELD_FURTHEST  ? -FIELD_FURTHEST
+                else if (changed) {
+                    const double log = value_on(line, place_of(at[0] - box.from[0], box.size[0]));
+                    value *= exponential(log < -FIELD_FURTHEST  ? -FIELD_FURTHEST
                                          : log > FIELD_FURTHEST ? FIELD_FURTHEST
                                                                 : log);
                 }
@@ -248,7 +328,7 @@ void mednca_field(mednca_job *job, void *memory)
     float *out = (float *)(histogram + FIELD_HISTOGRAM);
     for (int64_t c = 0; c < shape[0]; c++) {
         Values values = {.values = out + c * voxels, .count = voxels};
-        remove_field(scan, c, logs, out + c * voxels);
+        shade_as_usual(scan, c, job->model->shadings[c], logs, out + c * voxels);
         measure(&values, histogram, &job->low[c], &job->high[c]);
     }
     scan->voxels = out;

@@ -1,5 +1,20 @@
 /* What is done to a mask when all of its slices are there. Part of mednca.c. */
 
+/* Probabilities of a voxel, `step` bytes apart -> its value in the mask. */
+static uint8_t value_of(const mednca_model *m, const char *shares, int64_t step)
+{
+    float sum = 0, most = 0;
+    int64_t best = 0;
+    for (int64_t k = 0; k < m->facts.classes; k++) {
+        float share;
+        memcpy(&share, shares + k * step, 4);
+        sum += share;
+        best = k && share > most ? k : best;
+        most = k && !(share > most) ? most : share;
+    }
+    return sum > (float)m->threshold ? m->facts.values[best] : 0;
+}
+
 /* ---- Smooth ---- */
 
 void mednca_smooth(const mednca_job *job, uint8_t *mask, const int64_t *mask_strides, float *probability,
@@ -32,18 +47,8 @@ void mednca_smooth(const mednca_job *job, uint8_t *mask, const int64_t *mask_str
                         here = after;
                     }
                 }
-            for (int64_t i = 0; i < size[axis]; i++) {
-                float sum = 0, most = 0;
-                int64_t best = 0;
-                for (int64_t k = 0; k < f->classes; k++) {
-                    float share;
-                    memcpy(&share, line + k * probability_strides[0] + i * step, 4);
-                    sum += share;
-                    best = k && share > most ? k : best;
-                    most = k && !(share > most) ? most : share;
-                }
-                out[i * mask_strides[axis]] = sum > (float)m->threshold ? f->values[best] : 0;
-            }
+            for (int64_t i = 0; i < size[axis]; i++)
+                out[i * mask_strides[axis]] = value_of(m, line + i * step, probability_strides[0]);
         }
 }
 

@@ -4,8 +4,9 @@
  *     instructions.h     what runs for every cell (kernels.h, armv6.h, train.h), once for each set of instructions
  *     levels.h           the steps of a level
  *     images.h           values of a scan, percentiles, resampling
- *     log.h, field.h     the bias field of a scan, taken out
+ *     log.h, field.h     the bias field of a scan, brought back to what is usual
  *     mask.h             what is done to a mask when all slices are there: smoothing across them, one piece
+ *     sizes.h            whether its organ has another size than in training, for a second look
  *
  * and leads a scan through them.
  *
@@ -916,6 +917,8 @@ void mednca_level(const mednca_model *model, int32_t level, float *state, int64_
 #include "field.h"
 
 #include "mask.h"
+
+#include "sizes.h"
 
 /* ---- Training ---- */
 

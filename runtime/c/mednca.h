@@ -13,8 +13,9 @@
  *
  * Of a model of several axes (facts.views), all slices along one are run before mednca_turn(&job, view) and those along the
  * next, and mednca_slice() needs memory for the probabilities, in which they are added up. So does a model that smooths
- * (facts.smoothing): after its last slice comes mednca_smooth(). A model whose scans lose their bias field first, for which
- * mednca_field_size() is not 0, wants mednca_field() after mednca_begin().
+ * (facts.smoothing): after its last slice comes mednca_smooth(). A model that bears usual bias fields only, for which
+ * mednca_field_size() is not 0, wants mednca_field() after mednca_begin(). Of one that knows the usual sizes of its organ
+ * (facts.second_look), mednca_unusual() says whether to look again at the scan, resampled.
  *
  * Functions that can fail return null, 0 bytes or a status other than 0, and put one line for a person into message.
  */
@@ -33,7 +34,7 @@
 #endif
 
 /* MEDNCA_VERSION: the newest model format that is read; MEDNCA_ABI: rises when a structure or a function here changes. */
-enum { MEDNCA_VERSION = 3, MEDNCA_ABI = 7, MEDNCA_LEVELS = 8, MEDNCA_MODALITIES = 16, MEDNCA_CLASSES = 255, MEDNCA_MESSAGE = 256 };
+enum { MEDNCA_VERSION = 4, MEDNCA_ABI = 8, MEDNCA_LEVELS = 8, MEDNCA_MODALITIES = 16, MEDNCA_CLASSES = 255, MEDNCA_MESSAGE = 256 };
 
 /* Arithmetic of the cells. */
 enum {
@@ -69,6 +70,7 @@ typedef struct {
     int32_t scales[MEDNCA_LEVELS], steps[MEDNCA_LEVELS];
     int32_t ensemble, smoothing, largest_component, parameters;             /* largest_component: 2 for the surest one */
     uint8_t values[MEDNCA_CLASSES];                                         /* of each class, in the mask */
+    int32_t second_look;                                                    /* whether mednca_unusual() can tell */
     int32_t numbers, has_range;                                             /* has_range: int16 is possible */
     double condition[MEDNCA_LEVELS];                                        /* of the rewrite; 0 where it is not used */
     char instructions[16];
@@ -150,8 +152,8 @@ MEDNCA_API int mednca_begin(const mednca_model *model, const mednca_scan *scan, 
 /* Bytes that mednca_field() works in, and that the job then needs to the end; 0 where the model needs no such call. */
 MEDNCA_API size_t mednca_field_size(const mednca_model *model, const mednca_scan *scan);
 
-/* After mednca_begin(): takes the bias field out of the scan, for a model that wants it (field.h); for others nothing
- * happens. Without it mednca_slice() counts every pixel of such a model as broken. */
+/* After mednca_begin(): a bias field that is beyond the usual is brought back to it, for a model that knows it (field.h); for
+ * others nothing happens. Without it mednca_slice() counts every pixel of such a model as broken. */
 MEDNCA_API void mednca_field(mednca_job *job, void *memory);
 
 /* The same scan cut across another axis of the model: view 0 .. facts.views - 1. spread stays. */
@@ -182,6 +184,28 @@ MEDNCA_API void mednca_largest_component(uint8_t *mask, const int64_t *shape, co
  * memory: 12 bytes for each voxel, zeroed or not. */
 MEDNCA_API void mednca_surest_component(uint8_t *mask, const int64_t *shape, const int64_t *strides, const float *probability,
                                         const int64_t *probability_strides, int32_t classes, double *memory);
+
+/* ---- A second look: see sizes.h ---- */
+
+/* Mask (X, Y, Z) of a scan with this spacing (mm) -> 1 where its organ is larger or smaller than any in training, and by what
+ * each axis of the scan is to be stretched for it to have the usual size; else 0. strangeness: of the size, 1 is at the limit;
+ * -1 where it cannot be told. */
+MEDNCA_API int mednca_unusual(const mednca_model *model, const uint8_t *mask, const int64_t *shape, const int64_t *strides,
+                              const double *spacing, double by[3], double *strangeness);
+
+/* Voxels along an axis, and by what it is stretched -> voxels then. */
+MEDNCA_API int64_t mednca_stretched(int64_t length, double by);
+
+/* Values of a channel of a scan -> out, x running fastest. */
+MEDNCA_API void mednca_values(const mednca_scan *scan, int64_t channel, float *out);
+
+/* from: (X, Y, Z), x running fastest -> to: the same with `length` values along an axis, at most some four times fewer, between
+ * which is drawn straight; the ends stay where they are. */
+MEDNCA_API void mednca_resize(const float *from, const int64_t shape[3], int32_t axis, int64_t length, float *to);
+
+/* Probabilities of the classes (k, x, y, z) at probability_strides[0 .. 3] bytes -> the mask that they make. */
+MEDNCA_API void mednca_decide(const mednca_model *model, const int64_t *shape, const float *probability,
+                              const int64_t *probability_strides, uint8_t *mask, const int64_t *mask_strides);
 
 /* ---- Single levels: for tests, benchmarks and calibration ---- */
 

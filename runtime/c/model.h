@@ -4,11 +4,16 @@
  * functions), so that every machine gets the same bits: the int16 path rests on that.
  */
 
+/* Numbers that tell the usual shading of a channel, see field.h. */
+enum { FIELD_TERMS = 20 };
+
 struct mednca_model {
     mednca_facts facts;
     mednca_options options;
     const Kernels *kernels;
     int per_slice, has_spacing, has_size, has_roi, field; /* preprocessing */
+    double shadings[MEDNCA_MODALITIES][FIELD_TERMS]; /* for each channel the limit, and the usual terms */
+    double sizes[6]; /* of sizes.h: what is usual along each axis (mm), and the ratio to it that still is */
     double roi[6]; /* shares of the field of view: x from, to, y from, to, z from, to */
     double spacing[2];
     int64_t size[2];
@@ -137,10 +142,14 @@ static int read_config(mednca_model *m, Json config, char *message, size_t size)
     m->per_slice = is(member(prepare, "normalise"), "\"slice\"");
     if (!m->per_slice && !is(member(prepare, "normalise"), "\"volume\""))
         return fail(message, size, "the model's normalisation must be per volume or per slice");
-    Json field = member(prepare, "field"); /* a file may leave it out */
-    m->field = is(field, "true");
-    if (field.at && !is(field, "false") && (!m->field || m->per_slice))
-        return fail(message, size, "whether the model's scans lose their field must be true or false, true with volumes only");
+    Json field = member(prepare, "field"); /* a file may leave it out; true, of old files, is a limit of 0 */
+    m->field = field.at && !is(field, "false") && !is(field, "null");
+    const int64_t told = (int64_t)f->modalities * FIELD_TERMS;
+    if (m->field && (m->per_slice || (!is(field, "true") && numbers(field, &m->shadings[0][0], told) != told)))
+        return fail(message, size, "the usual bias field must be 20 numbers for each channel, with volumes only");
+    for (int32_t c = 0; m->field && c < f->modalities; c++)
+        if (!(m->shadings[c][0] >= 0))
+            return fail(message, size, "the limit of a bias field must not be negative");
     m->has_spacing = !is(member(prepare, "spacing"), "null");
     if (m->has_spacing && (numbers(member(prepare, "spacing"), m->spacing, 2) != 2 || !(m->spacing[0] > 0 && m->spacing[1] > 0)))
         return fail(message, size, "the model's spacing must be two numbers > 0");
@@ -165,6 +174,13 @@ static int read_config(mednca_model *m, Json config, char *message, size_t size)
         return fail(message, size, "the model's threshold or ensemble is missing or out of range");
     if (!read_mirrors(m, predict))
         return fail(message, size, "the axes that the model's runs mirror must be different ones of 0, 1 and 2");
+    Json sizes = member(predict, "sizes"); /* a file may leave it out */
+    f->second_look = sizes.at && !is(sizes, "null");
+    if (f->second_look && numbers(sizes, m->sizes, 6) != 6)
+        return fail(message, size, "the usual sizes of the organ must be six numbers");
+    for (int i = 0; f->second_look && i < 3; i++)
+        if (!(m->sizes[i] > 0 && m->sizes[3 + i] > 1))
+            return fail(message, size, "the usual sizes of the organ must be positive, and the ratios above 1");
     f->smoothing = 0; /* a file may leave it out */
     if (member(predict, "smoothing").at && !whole(predict, "smoothing", 0, 1000, &f->smoothing))
         return fail(message, size, "how often the model's slices are smoothed must be a whole number from 0 to 1000");

@@ -301,14 +301,246 @@ static int run_slices(labour *l, const mednca_model *model, const mednca_scan *s
     return 1;
 }
 
+/* What a model says of a scan that it has looked at once. */
+typedef struct {
+    uint8_t *mask, *first; /* first: of the voxel (0, 0, 0) on RAS+ axes */
+    void *four;            /* where probabilities and pieces lie */
+    float *shares;         /* the probabilities, laid out as the mask; null where nobody wanted them */
+    int64_t strides[3], share_strides[4];
+} answer;
+
+static void forget(answer *a)
+{
+    free(a->mask);
+    free(a->four);
+    memset(a, 0, sizeof *a);
+}
+
+/* All but one piece of a mask removed, of a model that wants that. In the axes of the mask's memory, whose order decides
+ * between pieces of one size: shape is along these. */
+static void one_piece(const mednca_facts *facts, const answer *a, const int64_t *shape)
+{
+    const int64_t strides[3] = {1, shape[0], shape[0] * shape[1]}, n = strides[2] * shape[2];
+    const int64_t apart[4] = {4 * n, 4 * strides[0], 4 * strides[1], 4 * strides[2]};
+    if (facts->largest_component == 2) /* doubles for 3 n numbers come first */
+        mednca_surest_component(a->mask, shape, strides, (float *)a->four + 3 * n, apart, facts->classes, a->four);
+    else if (facts->largest_component)
+        mednca_largest_component(a->mask, shape, strides, a->four);
+}
+
+/* Scan, and the file that it comes from, whose axes the mask has, or null: then those of the scan -> what the model says.
+ * wanted: probabilities, too. */
+static int look(const mednca_model *model, const mednca_scan *scan, const nifti_image *image, const settings *set, int wanted,
+                answer *a, mednca_counts *counts, char *message, size_t message_size)
+{
+    mednca_facts facts;
+    const int64_t *shape = image ? image->shape : scan->shape + 1;
+    const int64_t strides[3] = {1, shape[0], shape[0] * shape[1]};
+    const size_t voxels = (size_t)(strides[2] * shape[2]);
+    mednca_about(model, &facts);
+    memset(a, 0, sizeof *a);
+    labour l = {.threads = set->threads};
+    for (int32_t view = 0; view < facts.views; view++) {
+        size_t alone = slices_alone(scan->shape[1 + facts.axes[view]], set->threads);
+        l.alone = alone > l.alone ? alone : l.alone;
+    }
+    /* 4 bytes of each voxel: its piece, or its probabilities, which are not needed any more when the largest is looked for,
+     * if nobody else wants them; for the surest they are, and 12 more */
+    const int surest = facts.largest_component == 2, shares = facts.views > 1 || facts.smoothing || surest || wanted;
+    const size_t before = surest ? 3 : wanted && facts.largest_component ? 1 : 0;
+    const size_t numbers = before + (shares ? (size_t)facts.classes : facts.largest_component ? 1 : 0);
+    a->mask = allocate(voxels, 0);
+    const int fits = 4.0 * (double)voxels * (double)numbers < (double)SIZE_MAX / 2;
+    a->four = a->mask && numbers && fits ? allocate(4 * voxels * numbers, voxels) : NULL;
+    const size_t bytes = mednca_field_size(model, scan);
+    l.even = bytes ? allocate(bytes, voxels + 4 * voxels * numbers) : NULL;
+    int failed = !a->mask || (numbers && !a->four) || (bytes && !l.even);
+    if (failed)
+        snprintf(message, message_size, "too little memory for the mask%s", bytes ? " and the scan without its field" : "");
+    failed = failed || reserve(&l, model, scan, voxels + 4 * voxels * numbers + bytes, message, message_size);
+    if (!failed) {
+        memcpy(l.strides, strides, sizeof strides);
+        l.mask = image ? nifti_turn_mask(image, a->mask, l.strides) : a->mask;
+        if (shares)
+            l.shares = (float *)a->four + before * voxels + (l.mask - a->mask);
+        l.share_strides[0] = 4 * (int64_t)voxels;
+        for (int i = 0; i < 3; i++)
+            l.share_strides[1 + i] = 4 * l.strides[i];
+        failed = run_slices(&l, model, scan, facts.views, set, counts, message, message_size);
+        a->first = l.mask;
+        a->shares = l.shares;
+        memcpy(a->strides, l.strides, sizeof a->strides);
+        memcpy(a->share_strides, l.share_strides, sizeof a->share_strides);
+    }
+    if (!failed)
+        one_piece(&facts, a, shape);
+    for (int32_t i = 0; i < l.threads; i++)
+        free(l.memory[i]);
+    free(l.even);
+    if (failed)
+        forget(a);
+    return failed;
+}
+
+/* ---- A second look, see mednca/second_look.py ---- */
+
+enum { LOOKS = 3 };
+#define GROWTH 8.0
+#define LARGEST 3.0
+
+/* Values (x, y, z), x running fastest -> resampled to another shape, in memory to be freed; values are freed. Null where there
+ * is too little memory. */
+static float *resampled(float *values, const int64_t from[3], const int64_t to[3])
+{
+    int64_t shape[3];
+    memcpy(shape, from, sizeof shape);
+    for (int axis = 0; axis < 3 && values; axis++) {
+        if (shape[axis] == to[axis])
+            continue;
+        const int64_t others = shape[0] * shape[1] * shape[2] / shape[axis];
+        float *next = allocate(sizeof(float) * (size_t)(others * to[axis]), 0);
+        if (next)
+            mednca_resize(values, shape, axis, to[axis], next);
+        shape[axis] = to[axis];
+        free(values);
+        values = next;
+    }
+    return values;
+}
+
+/* Scan, and by what its axes are to be stretched -> other, a scan in memory that `voxels` is to be freed of. Returns 1 where
+ * there is too little. */
+static int stretch(const mednca_scan *scan, const double by[3], mednca_scan *other, float **voxels)
+{
+    const int64_t *shape = scan->shape + 1, x = sizeof(float), old = shape[0] * shape[1] * shape[2];
+    int64_t to[3];
+    for (int axis = 0; axis < 3; axis++)
+        to[axis] = mednca_stretched(shape[axis], by[axis]);
+    const int64_t many = to[0] * to[1] * to[2];
+    *voxels = allocate((size_t)(scan->shape[0] * many * x), 0);
+    for (int64_t c = 0; c < scan->shape[0] && *voxels; c++) {
+        float *values = allocate((size_t)(old * x), 0);
+        if (values)
+            mednca_values(scan, c, values);
+        values = resampled(values, shape, to);
+        if (values)
+            memcpy(*voxels + c * many, values, (size_t)(many * x));
+        else {
+            free(*voxels);
+            *voxels = NULL;
+        }
+        free(values);
+    }
+    *other = (mednca_scan){.voxels = *voxels, .type = MEDNCA_F32, .slope = 1};
+    memcpy(other->spacing, scan->spacing, sizeof other->spacing);
+    other->shape[0] = scan->shape[0];
+    memcpy(other->shape + 1, to, sizeof to);
+    const int64_t strides[4] = {many * x, x, to[0] * x, to[0] * to[1] * x};
+    memcpy(other->strides, strides, sizeof strides);
+    return !*voxels;
+}
+
+/* What was said of a stretched scan -> the mask of the scan itself, in the axes of its file. */
+static int bring_back(const mednca_model *model, const answer *seen, const int64_t seen_shape[3], const mednca_scan *scan,
+                      const nifti_image *image, answer *a)
+{
+    mednca_facts facts;
+    const int64_t *shape = scan->shape + 1, n = shape[0] * shape[1] * shape[2];
+    const int64_t many = seen_shape[0] * seen_shape[1] * seen_shape[2];
+    mednca_about(model, &facts);
+    void *four = allocate(4 * (size_t)n * (size_t)(3 + facts.classes), 0);
+    float *shares = four ? (float *)four + 3 * n : NULL; /* laid out as the mask of the file */
+    const int64_t first = a->first - a->mask;
+    for (int64_t k = 0; k < facts.classes && shares; k++) {
+        float *values = allocate(sizeof(float) * (size_t)many, 0);
+        if (values)
+            memcpy(values, seen->shares + k * many, sizeof(float) * (size_t)many);
+        values = resampled(values, seen_shape, shape);
+        const float *from = values;
+        for (int64_t z = 0; z < shape[2] && values; z++)
+            for (int64_t y = 0; y < shape[1]; y++)
+                for (int64_t x = 0; x < shape[0]; x++)
+                    shares[k * n + first + x * a->strides[0] + y * a->strides[1] + z * a->strides[2]] = *from++;
+        shares = values ? shares : NULL;
+        free(values);
+    }
+    if (!shares) {
+        free(four);
+        return 1;
+    }
+    const int64_t apart[4] = {4 * n, 4 * a->strides[0], 4 * a->strides[1], 4 * a->strides[2]};
+    mednca_decide(model, shape, shares + first, apart, a->first, a->strides);
+    free(a->four);
+    a->four = four;
+    a->shares = shares + first;
+    one_piece(&facts, a, image->shape);
+    return 0;
+}
+
+/* Looks again, on the scan stretched to where its organ has the usual size, as long as that makes it more usual. */
+static int look_again(const mednca_model *model, const mednca_scan *scan, const nifti_image *image, const settings *set,
+                      answer *a, mednca_counts *counts, char *message, size_t message_size)
+{
+    answer seen = *a;
+    int64_t shape[3];
+    double all[3] = {1, 1, 1}, by[3], strange;
+    int failed = 0, looks = 1;
+    memcpy(shape, scan->shape + 1, sizeof shape);
+    for (; looks < LOOKS && mednca_unusual(model, seen.first, shape, seen.strides, scan->spacing, by, &strange); looks++) {
+        double more = 1, least = 1, most = 1, next[3], ignored[3], found;
+        mednca_scan other;
+        float *voxels;
+        answer again;
+        for (int axis = 0; axis < 3; axis++) {
+            next[axis] = all[axis] * by[axis];
+            more *= next[axis];
+            least = next[axis] < least ? next[axis] : least;
+            most = next[axis] > most ? next[axis] : most;
+        }
+        if (more > GROWTH || most > LARGEST * (1 + 1e-9) || least < (1 - 1e-9) / LARGEST)
+            break;
+        if (stretch(scan, next, &other, &voxels)) {
+            snprintf(message, message_size, "too little memory for a second look at the scan");
+            failed = 1;
+            break;
+        }
+        failed = look(model, &other, NULL, set, 1, &again, counts, message, message_size);
+        free(voxels);
+        if (failed)
+            break;
+        mednca_unusual(model, again.first, other.shape + 1, again.strides, scan->spacing, ignored, &found);
+        if (found < 0 || !(found < strange)) {
+            forget(&again);
+            break;
+        }
+        if (seen.mask != a->mask)
+            forget(&seen);
+        seen = again;
+        memcpy(all, next, sizeof all);
+        memcpy(shape, other.shape + 1, sizeof shape);
+    }
+    if (seen.mask == a->mask)
+        return failed;
+    if (!failed && bring_back(model, &seen, shape, scan, image, a)) {
+        snprintf(message, message_size, "too little memory for the mask of a second look");
+        failed = 1;
+    }
+    forget(&seen);
+    if (!failed)
+        fprintf(stderr,
+                "mednca-run: warning: %s: the organ is larger or smaller here than in any training scan; the scan was "
+                "stretched by %.2g x %.2g x %.2g (axes R, A, S) to its usual size and looked at again; check that the "
+                "header tells the true spacing\n",
+                set->scan, all[0], all[1], all[2]);
+    return failed;
+}
+
 uint8_t *segment(const mednca_model *model, const nifti_image *image, const settings *set, mednca_counts *counts,
                  char *message, size_t message_size)
 {
     mednca_scan scan;
     mednca_facts facts;
-    const int64_t *shape = image->shape, strides[3] = {1, shape[0], shape[0] * shape[1]};
-    size_t voxels = (size_t)(strides[2] * shape[2]);
-
+    answer a;
     memset(counts, 0, sizeof *counts);
     nifti_scan(image, &scan);
     mednca_about(model, &facts);
@@ -317,45 +549,11 @@ uint8_t *segment(const mednca_model *model, const nifti_image *image, const sett
                  scan.shape[0], facts.modalities > 1 ? "; join them along the fourth axis of one file" : "");
         return NULL;
     }
-    labour l = {.threads = set->threads};
-    for (int32_t view = 0; view < facts.views; view++) {
-        size_t alone = slices_alone(scan.shape[1 + facts.axes[view]], set->threads);
-        l.alone = alone > l.alone ? alone : l.alone;
-    }
-    /* 4 bytes of each voxel: its piece, or its probabilities, which are not needed any more when the largest is looked for;
-     * for the surest they are, and 12 more */
-    const int surest = facts.largest_component == 2, shares = facts.views > 1 || facts.smoothing || surest;
-    const size_t numbers = (surest ? 3 : 0) + (shares ? (size_t)facts.classes : facts.largest_component ? 1 : 0);
-    uint8_t *mask = allocate(voxels, 0);
-    const int fits = 4.0 * (double)voxels * (double)numbers < (double)SIZE_MAX / 2;
-    void *four = mask && numbers && fits ? allocate(4 * voxels * numbers, voxels) : NULL;
-    const size_t bytes = mednca_field_size(model, &scan);
-    l.even = bytes ? allocate(bytes, voxels + 4 * voxels * numbers) : NULL;
-    int failed = !mask || (numbers && !four) || (bytes && !l.even);
+    int failed = look(model, &scan, image, set, 0, &a, counts, message, message_size);
+    if (!failed && facts.second_look)
+        failed = look_again(model, &scan, image, set, &a, counts, message, message_size);
+    free(a.four);
     if (failed)
-        snprintf(message, message_size, "too little memory for the mask%s", bytes ? " and the scan without its field" : "");
-    failed = failed || reserve(&l, model, &scan, voxels + 4 * voxels * numbers + bytes, message, message_size);
-    if (!failed) {
-        l.mask = nifti_turn_mask(image, mask, l.strides);
-        if (shares) /* the doubles of the surest piece come first */
-            l.shares = (float *)four + (surest ? 3 * voxels : 0) + (l.mask - mask);
-        l.share_strides[0] = 4 * (int64_t)voxels;
-        for (int i = 0; i < 3; i++)
-            l.share_strides[1 + i] = 4 * l.strides[i];
-        failed = run_slices(&l, model, &scan, facts.views, set, counts, message, message_size);
-    }
-    if (!failed && surest) {
-        const int64_t n = (int64_t)voxels, apart[4] = {4 * n, 4 * strides[0], 4 * strides[1], 4 * strides[2]};
-        mednca_surest_component(mask, shape, strides, (float *)four + 3 * n, apart, facts.classes, four);
-    } else if (!failed && facts.largest_component) /* in the file's axes, whose order decides between pieces of one size */
-        mednca_largest_component(mask, shape, strides, four);
-    for (int32_t i = 0; i < l.threads; i++)
-        free(l.memory[i]);
-    free(l.even);
-    free(four);
-    if (failed) {
-        free(mask);
-        mask = NULL;
-    }
-    return mask;
+        free(a.mask);
+    return failed ? NULL : a.mask;
 }

@@ -1,14 +1,12 @@
 """Copies of training scans with artefacts, so that a model has seen what robustness is judged by.
 
 A copy is a function of (id of the case, number of the copy, seed): one or two artefacts of `mednca.perturb`
-of one draw, each as strong as anything from nothing to its worst severity, strong ones more often. Most of
-the copies have another field of view, or other sizes, as has their label; other geometry is varied slice by
-slice, in `mednca.augment`.
+of one draw, each as strong as anything from nothing to its worst severity. Half of the copies show another
+field of view, with their label; other geometry is varied slice by slice, in `mednca.augment`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -19,16 +17,15 @@ from mednca.perturb import PERTURBATIONS, Perturbation, find, perturb, stream
 
 #: What a scanner or a patient does to an image. Dark for bright is another modality, not an artefact.
 ARTEFACTS = tuple(p for p in PERTURBATIONS if p.kind != "geometry" and p.name != "inversion")
-#: Those that cost a model most, and how much more often than the others they are drawn.
-OFTEN, OFTENER = ("ghosting", "anisotropy"), 4.0
-SHARES = np.array([OFTENER if p.name in OFTEN else 1.0 for p in ARTEFACTS])
+#: Those that cost a model most, and are drawn twice as often as the others.
+OFTEN = ("ghosting", "anisotropy")
+SHARES = np.array([2.0 if p.name in OFTEN else 1.0 for p in ARTEFACTS])
 SHARES /= SHARES.sum()
 #: Chance that a copy has a second one.
 TWO = 0.3
-#: Chance that a copy shows another field of view or has other sizes, and how. What is measured on a whole
-#: scan, its percentiles and its bias field, changes with the field of view; and slices that are varied one by
-#: one do not have their neighbours nearer or farther.
-VIEWS, ANOTHER_VIEW = find(["crop", "translation", "shape", "scale"]), 0.6
+#: Chance that a copy shows another field of view, and how. What is measured on a whole scan, its percentiles
+#: and its shading, changes with it.
+VIEWS, ANOTHER_VIEW = find(["crop", "translation", "translation_edge"]), 0.5
 
 
 def copies(scan: LabelledScan, count: int, seed: int) -> Iterator[LabelledScan]:
@@ -52,12 +49,11 @@ def copies(scan: LabelledScan, count: int, seed: int) -> Iterator[LabelledScan]:
 
 
 def severity(artefact: Perturbation, random: np.random.Generator) -> float:
-    """Artefact and a generator -> a severity between its neutral and its worst one on each side; the chance
-    rises with the distance from the neutral one."""
+    """Artefact and a generator -> a severity, evenly between its neutral and its worst one on each side."""
     ends = {min(artefact.severities), max(artefact.severities)} - {artefact.neutral}
     worst = [end for end in sorted(ends) if end == max(ends) or end < artefact.neutral]
     end = worst[int(random.integers(len(worst)))]
-    share = math.sqrt(random.random())
+    share = random.random()
     if artefact.logarithmic:
         return float(artefact.neutral * (end / artefact.neutral) ** share)
     return float(artefact.neutral + (end - artefact.neutral) * share)

@@ -102,9 +102,11 @@ def _input(model: ModelFile) -> str:
         parts.append(f"stretched to {config.size[0]} x {config.size[1]}")
     elif config.spacing:
         parts.append(f"resampled to {config.spacing[0]:.3g} x {config.spacing[1]:.3g} mm")
-    if config.field:
-        parts.append("the bias field taken out")
+    if config.field is not None:
+        parts.append("unusual bias fields brought back to the usual")
     parts.append(f"intensities scaled per {config.normalise}")
+    if model.config.predict.sizes is not None:
+        parts.append("a second look where the organ has an unusual size")
     return ", ".join(parts)
 
 

@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeVar
 
 from mednca.errors import InputError
 from mednca.rule import MedNCAConfig
+from mednca.second_look import check_sizes
 from mednca.slices import PreprocessConfig
 
 T = TypeVar("T")
@@ -189,6 +190,8 @@ class PredictConfig:
         smoothing: How often the probabilities of neighbouring slices along the main axis are averaged, with
             weights 1, 2 and 1; a slice at an end is its own neighbour there. 2 is about a Gaussian with a
             standard deviation of one slice.
+        sizes: What sizes of the organ are usual (`mednca.second_look`); a scan where it has another is looked
+            at again. () is measured on the training cases, None looks once.
     """
 
     threshold: float = 0.5
@@ -197,6 +200,7 @@ class PredictConfig:
     mirror: tuple[int, ...] = field(default=(), metadata={"later": True})
     smoothing: int = field(default=0, metadata={"later": True})
     piece: Literal["largest", "surest"] = field(default="largest", metadata={"later": True})
+    sizes: tuple[float, ...] | None = field(default=None, metadata={"later": True})
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold < 1 or self.ensemble < 1:
@@ -207,6 +211,7 @@ class PredictConfig:
             raise ValueError(f"smoothing must be from 0 to 1000, got {self.smoothing}")
         if self.piece not in ("largest", "surest"):
             raise ValueError(f"piece must be 'largest' or 'surest', got {self.piece!r}")
+        check_sizes(self.sizes or ())
         if len(set(self.mirror)) < len(self.mirror) or not set(self.mirror) <= {0, 1, 2}:
             raise ValueError(f"mirror must be none or some of 0, 1 and 2, each once, got {self.mirror}")
 

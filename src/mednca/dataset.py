@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mednca import field, second_look
 from mednca.cases import Case, CaseSet
 from mednca.config import RunConfig
 from mednca.errors import InputError
@@ -211,16 +212,32 @@ def training_cases(scan: LabelledScan, config: RunConfig) -> list[TrainingCase]:
 
 
 def check_field(scans: Sequence[LabelledScan], config: RunConfig) -> None:
-    """Raise InputError for a scan with many negative intensities where the configuration takes the bias field
-    out: it would lose them."""
-    for scan in scans if config.preprocess.field else ():
+    """Raise InputError for a scan with many negative intensities where the configuration touches the bias
+    field: they would be lost."""
+    for scan in scans if config.preprocess.field is not None else ():
         part = cut_out(scan.image, config.preprocess.roi)
         share = max(float(np.mean(channel < 0)) for channel in part.data)
         if share > NEGATIVE:
             raise InputError(
                 f"case {scan.id}: has {100 * share:.2g} % negative intensities, as CT has; a bias field is a "
-                "factor on positive ones; train with preprocess.field off"
+                "factor on positive ones; train with preprocess.field null"
             )
+
+
+def measured(config: RunConfig, scans: Sequence[LabelledScan]) -> RunConfig:
+    """Configuration and the training scans -> the same with what is usual of them, where it is to be
+    measured: bias fields (`mednca.field`) and sizes of the organ (`mednca.second_look`)."""
+    preprocess, predict = config.preprocess, config.predict
+    if preprocess.field == ():
+        images = [cut_out(scan.image, preprocess.roi).canonical().data for scan in scans]
+        channels = range(preprocess.modalities)
+        found = [field.usual(image[channel].astype(np.float32) for image in images) for channel in channels]
+        preprocess = replace(preprocess, field=tuple(number for one in found for number in one.numbers))
+    if predict.sizes == ():
+        labels = [cut_out(class_numbers(scan.label, config), preprocess.roi).canonical() for scan in scans]
+        sizes = second_look.usual((label.data[0], label.spacing) for label in labels)
+        predict = replace(predict, sizes=sizes)
+    return replace(config, preprocess=preprocess, predict=predict)
 
 
 def scan_ranges(scans: Sequence[LabelledScan]) -> dict[str, list[list[float]]]:

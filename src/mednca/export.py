@@ -181,7 +181,7 @@ def facts(model: ModelFile, level: int) -> dict[str, str]:
         "normalise": config.preprocess.normalise,
         "spacing_mm": config.preprocess.spacing,
         "roi": config.preprocess.roi,
-        "field": 1 if config.preprocess.field else None,
+        "field": config.preprocess.field,
         "size": config.preprocess.size,
         "labels": ", ".join(config.labels),
         "values": config.values,
@@ -189,6 +189,7 @@ def facts(model: ModelFile, level: int) -> dict[str, str]:
         "ensemble": config.predict.ensemble,
         "mirror": config.predict.mirror or None,
         "smoothing": config.predict.smoothing or None,
+        "sizes": config.predict.sizes,
         "largest_component": config.predict.largest_component,
         "piece": config.predict.piece if config.predict.largest_component else None,
         "licence": card.get("licence"),
@@ -218,7 +219,7 @@ def page(model: ModelFile, names: Sequence[str]) -> str:
     prepare = [
         f"the scan, {pre.modalities} channel(s), on its RAS+ axes (x to the right, y to the front, z up)",
         _region(pre.roi),
-        _FIELD if pre.field else "",
+        _FIELD if pre.field is not None else "",
         scaled if pre.normalise == "volume" else "",
         "; or ".join(_CUTS[axis] for axis in pre.axes),
         f"stretched to {pre.size[0]} x {pre.size[1]} pixels" if pre.size else "",
@@ -244,12 +245,28 @@ def page(model: ModelFile, names: Sequence[str]) -> str:
         prepare="; ".join(line for line in prepare if line),
         runs=_runs(config.predict, len(pre.axes)),
         component=_COMPONENTS[config.predict.piece] if config.predict.largest_component else "",
+        sizes=_second_look(config.predict.sizes),
         licence=told.get("licence") or "not stated",
         attribution=told.get("attribution") or "not stated",
         data=told.get("data") or "not stated",
         use=told["intended_use"],
     )
     return "\n".join(_wrapped(line) for line in text.splitlines()) + "\n"
+
+
+def _second_look(sizes: Sequence[float] | None) -> str:
+    """What sizes of the organ are usual -> what to do about others."""
+    if not sizes:
+        return ""
+    usual = ", ".join(
+        f"{name} {size:g} mm within a factor of {ratio:g}"
+        for name, size, ratio in zip("xyz", sizes[:3], sizes[3:], strict=True)
+    )
+    return (
+        f"7. The organ's size along an axis, the standard deviation of its voxels' places, was {usual} in "
+        "training. Where it is another, `mednca predict` stretches the scan to the usual size and looks "
+        "again (`example.py` does not).\n"
+    )
 
 
 def _region(roi: Sequence[float] | None) -> str:
@@ -321,7 +338,7 @@ this resolution is put into the image channels, and the level's steps follow.
 logit is 0. {runs}
 5. Where the foreground's probability exceeds {threshold:g}, the mask has the likeliest class ({values}), \
 else 0.
-{component}
+{component}{sizes}
 ## Which cells fire
 
 Each with a chance of {rate:g}. Which ones is a function of seed, level, step, slice, row and column, \
@@ -340,7 +357,7 @@ _COMPONENTS = {
     "surest": "6. Of the mask of the whole scan only one connected piece is kept: that of the highest mean "
     "probability, of those that are at least a quarter as large as the largest (`example.py` does not).\n",
 }
-_FIELD = "the bias field of each channel is taken out, as `without_field` in `example.py` does"
+_FIELD = "a bias field beyond the usual is brought back to it, as `shaded_as_usual` in `example.py` does"
 _WHOLE: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
 
 
@@ -354,7 +371,7 @@ def c_header(model: ModelFile, path: Path, out: Path) -> dict[Path, bytes | str]
     data, name = path.read_bytes(), "model_" + re.sub(r"\W", "_", out.stem, flags=re.ASCII)
     told, config = facts(model, 0), model.config
     smooth = _SMOOTH if config.predict.smoothing else ""
-    field = _TAKE_OUT if config.preprocess.field else ""
+    field = _TAKE_OUT if config.preprocess.field is not None else ""
     shares = smooth or len(config.preprocess.axes) > 1
     lines = [f"{told.get('model') or 'Med-NCA model'}, hash {model.hash}; written by mednca {__version__}."]
     for key in ("licence", "attribution", "data", "intended_use"):

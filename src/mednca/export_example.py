@@ -49,32 +49,45 @@ def rescale(image: Array) -> Array:
     return (np.clip(image, low, high) - low) / (high - low) if high > low else np.zeros_like(image)
 
 
-def without_field(channel: Array) -> Array:
-    """Channel of a scan -> divided by its bias field: the exponential of a cubic polynomial of the place that
-    is nearest to the logarithm of the positive voxels, on a grid of up to 24 along each axis. The least value
-    is no part of it where many voxels have it."""
-    least = channel.min()
+def shaded_as_usual(channel: Array, usual: Array) -> Array:
+    """Channel of a scan, and the limit and the coefficients of what is usual -> the same, its shading brought
+    back to the usual one where it is farther from it than the limit. The shading is the cubic polynomial of
+    the place that is nearest to the logarithm of the positive voxels, on a grid of up to 24 along each axis
+    of their box. The least value is no part of it where many voxels have it."""
+    least, limit = channel.min(), usual[0]
     fill = least if (channel == least).sum() > max(0.01 * channel.size, 8) else 0
     left = np.where(channel > max(fill, 0), channel, 0).astype(float)
-    axes = [(2 * np.arange(n) - (n - 1.0)) / max(n - 1, 1) for n in channel.shape]
-    steps = [-(-n // 24) for n in channel.shape]
-    grid = tuple(slice(step // 2, None, step) for step in steps)
-    seen = left[grid]
+    there = np.argwhere(left > 0) if left.any() else np.array([[0, 0, 0], left.shape]) - [[0], [1]]
+    box = tuple(slice(low, high + 1) for low, high in zip(there.min(axis=0), there.max(axis=0), strict=True))
+    axes = [(2 * np.arange(n) - (n - 1.0)) / max(n - 1, 1) for n in left[box].shape]
+    grid = tuple(slice(-(-n // 24) // 2, None, -(-n // 24)) for n in left[box].shape)
+    seen = left[box][grid]
     terms = [at for at in np.ndindex(*(min(4, n) for n in seen.shape)) if sum(at) < 4]
     inside = seen > 0
-    if inside.sum() >= 4 * len(terms):
-        places = np.meshgrid(*(axis[part] for axis, part in zip(axes, grid, strict=True)), indexing="ij")
-        x, y, z = (place[inside] for place in places)
-        design = np.stack([x**i * y**j * z**k for i, j, k in terms], axis=1)
-        logs, fit, weights = np.log(seen[inside]), np.zeros((4, 4, 4)), np.ones(inside.sum())
-        for _ in range(4):  # what lies far from the fit, as air does, counts less in the next
-            normal = design.T @ (design * weights[:, None])
-            normal += 1e-9 * np.trace(normal) / len(terms) * np.eye(len(terms))
-            found = np.linalg.solve(normal, design.T @ (weights * logs))
-            weights = 1 / (1 + ((logs - design @ found) / 0.5) ** 2)
-        fit[tuple(np.transpose(terms))] = found
-        field = np.polynomial.polynomial.polygrid3d(axes[0], axes[1], axes[2], fit)
-        left /= np.exp(np.clip(field, -500, 500))
+    if inside.sum() < 4 * len(terms):
+        return (channel if limit else left).astype(np.float32)
+    places = np.meshgrid(*(axis[part] for axis, part in zip(axes, grid, strict=True)), indexing="ij")
+    x, y, z = (place[inside] for place in places)
+    design = np.stack([x**i * y**j * z**k for i, j, k in terms], axis=1)
+    logs, fit, weights = np.log(seen[inside]), np.zeros((4, 4, 4)), np.ones(inside.sum())
+    for _ in range(4):  # what lies far from the fit, as air does, counts less in the next
+        normal = design.T @ (design * weights[:, None])
+        normal += 1e-9 * np.trace(normal) / len(terms) * np.eye(len(terms))
+        found = np.linalg.solve(normal, design.T @ (weights * logs))
+        weights = 1 / (1 + ((logs - design @ found) / 0.5) ** 2)
+    fit[tuple(np.transpose(terms))] = found
+    every = np.array([at for at in np.ndindex(4, 4, 4) if 0 < sum(at) < 4])
+    change = np.array(usual[1:]) - fit[tuple(every.T)]
+    both = [[np.prod([(n + 1) % 2 / (n + 1) for n in a + b]) for b in every] for a in every]
+    mean = np.array([np.prod([(n + 1) % 2 / (n + 1) for n in a]) for a in every])
+    far = np.sqrt(max(0, change @ (both - np.outer(mean, mean)) @ change))  # deviation over the box
+    if limit and far <= limit:
+        return channel.astype(np.float32)
+    by = np.zeros((4, 4, 4))
+    by[tuple(every.T)] = change * (min(1, (far / limit - 1) / 0.25) if limit else 1)
+    by[0, 0, 0] = -fit[0, 0, 0]
+    field = np.polynomial.polynomial.polygrid3d(axes[0], axes[1], axes[2], by)
+    left[box] *= np.exp(np.clip(field, -500, 500))
     return np.minimum(left, np.finfo(np.float32).max).astype(np.float32)
 
 
@@ -137,8 +150,10 @@ def main() -> None:
     levels = [(session, session.get_modelmeta().custom_metadata_map) for session in sessions]
     told = levels[0][1]
     scan, number = np.load(sys.argv[1]).astype(np.float32), int(sys.argv[2])
-    if told.get("field") == "1":
-        scan = np.stack([without_field(channel) for channel in scan.swapaxes(0, 1)], axis=1)
+    if "field" in told:
+        usual = np.array(told["field"].split(), float).reshape(scan.shape[1], -1)
+        channels = zip(scan.swapaxes(0, 1), usual, strict=True)
+        scan = np.stack([shaded_as_usual(channel, seen) for channel, seen in channels], axis=1)
     if told["normalise"] == "volume":
         scan = np.stack([rescale(channel) for channel in scan.swapaxes(0, 1)], axis=1)
     times = int(told.get("smoothing", 0))  # so many neighbours on each side weigh in

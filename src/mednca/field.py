@@ -1,14 +1,17 @@
-"""The bias field: a smooth factor on a scan's intensities, as a coil makes it, is estimated and taken out.
+"""The bias field: a smooth factor on a scan's intensities, as a coil makes it, is brought back to what is
+usual.
 
 The logarithm of the positive intensities is fitted by a polynomial in x, y and z of total degree `DEGREE`,
-and the scan is divided by its exponential. A field whose logarithm is such a polynomial only adds to the fit:
-the scan with it and the scan without it come out the same, however strong it is. (Polynomials on the
-logarithm are an old way; Meyer et al., IEEE TMI 14(3), 1995, doi:10.1109/42.414608. What is new here is only
-that nothing is segmented: a model that always sees what is left needs no true field, only always the same
-one.)
+its *shading*. Anatomy has one too, and a model learns from it; so what is usual is measured on the training
+scans (`usual`): the median shading, and how far from it theirs are. A scan whose shading is no farther
+(`limit`) is left as it is, to the bit. That of any other is replaced: wholly from `LIMIT_ENDS` times the
+limit on, in part between. A field whose logarithm is such a polynomial, and that is strong enough, is thus
+not seen at all. (Polynomials on the logarithm are an old way; Meyer et al., IEEE TMI 14(3), 1995,
+doi:10.1109/42.414608.)
 
 What is not positive is no part of the fit, and neither is fill: the least intensity, where more than a `FILL`
-of all voxels have it, as around a scan that was moved or widened.
+of all voxels have it, as around a scan that was moved or widened. Places are told within the box of the
+others.
 
 The fit goes over a grid of at most `ACROSS` voxels along each axis. It is repeated with weights that fall
 with the distance from the fit before (Cauchy's), so that voxels that are darker by orders of magnitude have
@@ -19,6 +22,10 @@ All is in doubles, as in the C engine (runtime/c/field.h), whose logarithm and e
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 from numpy.polynomial.polynomial import polygrid3d
@@ -38,10 +45,73 @@ RIDGE = 1e-9
 ENOUGH = 4
 #: Share of the voxels, and number of them, above which those of the least intensity are fill.
 FILL, SOME = 0.01, 8
-#: The fit is kept within this on either side: far from the voxels that it was made of it may be anything.
+#: The change is kept within this on either side: far from the voxels that it was made of it may be anything.
 FURTHEST = 500.0
+#: The limit, over the distance that this share of the training scans keeps; and where it ends, over itself.
+LIMIT, SHARE, LIMIT_ENDS = 1.25, 0.99, 1.25
+#: Exponents of x, y and z of the terms of a shading, in the order of `Usual.terms`. The constant is none.
+TERMS = tuple(p for p in product(range(DEGREE + 1), repeat=3) if 0 < sum(p) <= DEGREE)
 
 Doubles = NDArray[np.float64]
+
+
+class Usual(NamedTuple):
+    """Of a channel: the largest distance from the usual shading at which a scan is left as it is, and the
+    coefficients of that shading, of `TERMS`. Numbers of `PreprocessConfig.field`, in this order."""
+
+    limit: float
+    terms: tuple[float, ...]
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """As they stand in `PreprocessConfig.field`."""
+        return (self.limit, *self.terms)
+
+
+#: Every scan is made flat.
+FLAT = Usual(0.0, (0.0,) * len(TERMS))
+
+
+def of_channels(numbers: Sequence[float], channels: int) -> list[Usual]:
+    """`PreprocessConfig.field` -> what is usual in each channel.
+
+    Raises:
+        ValueError: If they are not as many as they must be, or a limit is negative.
+    """
+    each = 1 + len(TERMS)
+    if len(numbers) != channels * each:
+        raise ValueError(
+            f"field must be {channels * each} numbers, {each} for each channel, got {len(numbers)}"
+        )
+    found = [Usual(numbers[i], tuple(numbers[i + 1 : i + each])) for i in range(0, len(numbers), each)]
+    if any(not 0 <= one.limit < np.inf for one in found):
+        raise ValueError(f"field must have limits >= 0, got {[one.limit for one in found]}")
+    return found
+
+
+def usual(channel: Iterable[NDArray[np.float32]]) -> Usual:
+    """One channel of each training scan (X, Y, Z), finite -> what is usual in it; `FLAT` where no scan has
+    enough positive voxels to tell."""
+    fits = [fit for image in channel if (fit := fitted(without_fill(image))) is not None]
+    if not fits:
+        return FLAT
+    terms = np.array([[fit[term] for term in TERMS] for fit in fits])
+    median = np.median(terms, axis=0)
+    far = np.quantile([distance(row - median) for row in terms], SHARE)
+    return Usual(float(f"{LIMIT * far:.6g}"), tuple(float(f"{value:.6g}") for value in median))
+
+
+def distance(terms: Doubles) -> float:
+    """Difference of two shadings, by its coefficients of `TERMS` -> how strong it is: the standard deviation
+    over the box of the scan."""
+    mean = np.array([_mean(*term) for term in TERMS])
+    both = np.array([[_mean(*(i + j for i, j in zip(a, b, strict=True))) for b in TERMS] for a in TERMS])
+    return float(np.sqrt(max(0.0, terms @ (both - np.outer(mean, mean)) @ terms)))
+
+
+def _mean(*powers: int) -> float:
+    """Exponents -> mean of the term over the cube from -1 to 1."""
+    return float(np.prod([0.0 if power % 2 else 1 / (power + 1) for power in powers]))
 
 
 def powers(shape: tuple[int, ...]) -> list[tuple[int, int, int]]:
@@ -68,9 +138,21 @@ def without_fill(channel: NDArray[np.float32]) -> Doubles:
     return np.where(channel > max(black, 0), channel, 0).astype(np.float64)
 
 
+def box(channel: Doubles) -> tuple[slice, ...]:
+    """Channel without fill -> the least box that holds all its positive voxels; everything where there are
+    none."""
+    found = []
+    for axis in range(3):
+        others = tuple(other for other in range(3) if other != axis)
+        there = np.flatnonzero((channel > 0).any(axis=others))
+        found.append(slice(int(there[0]), int(there[-1]) + 1) if len(there) else slice(None))
+    return tuple(found)
+
+
 def fitted(channel: Doubles) -> Doubles | None:
-    """Channel of a scan (X, Y, Z) -> coefficients (4, 4, 4) of the logarithm of its field, by the powers of
-    x, y and z; None where there are too few positive voxels to tell."""
+    """Channel without fill (X, Y, Z) -> coefficients (4, 4, 4) of the logarithm of its shading, by the powers
+    of x, y and z in its box; None where there are too few positive voxels to tell."""
+    channel = channel[box(channel)]
     chosen = [grid(size) for size in channel.shape]
     seen = channel[tuple(chosen)]
     terms, inside = powers(seen.shape), seen > 0
@@ -91,16 +173,27 @@ def fitted(channel: Doubles) -> Doubles | None:
     return coefficients
 
 
-def removed(channel: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Channel of a scan (X, Y, Z), finite -> the same without its field, float32; fill and what is not
-    positive is 0.
+def shaded_as_usual(channel: NDArray[np.float32], seen: Usual = FLAT) -> NDArray[np.float32]:
+    """Channel of a scan (X, Y, Z), finite, and what is usual -> the same, float32, with no shading beyond the
+    limit.
 
-    The field is the exponential of the fit, so what is left lies around 1.
+    Where it is changed, fill and what is not positive is 0, and the mean of the logarithms is that of the
+    usual shading.
     """
     left = without_fill(channel)
-    coefficients = fitted(left)
-    if coefficients is not None:
-        x, y, z = (places(size) for size in channel.shape)
-        fit = polygrid3d(x, y, z, coefficients)
-        left /= np.exp(np.clip(fit, -FURTHEST, FURTHEST))
+    fit = fitted(left)
+    if fit is None:
+        return channel.astype(np.float32, copy=False) if seen.limit else left.astype(np.float32)
+    change = np.zeros_like(fit)
+    for term, value in zip(TERMS, seen.terms, strict=True):
+        change[term] = value - fit[term]
+    far = distance(np.array([change[term] for term in TERMS]))
+    if far <= seen.limit and seen.limit:
+        return channel.astype(np.float32, copy=False)
+    ends = (LIMIT_ENDS - 1) * seen.limit
+    change *= min(1.0, (far - seen.limit) / ends) if ends else 1.0
+    change[0, 0, 0] = -fit[0, 0, 0]
+    inside = box(left)
+    x, y, z = (places(size) for size in left[inside].shape)
+    left[inside] *= np.exp(np.clip(polygrid3d(x, y, z, change), -FURTHEST, FURTHEST))
     return np.minimum(left, np.finfo(np.float32).max).astype(np.float32)

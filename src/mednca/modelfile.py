@@ -41,7 +41,7 @@ from mednca.trust import to_json as trust_to_json
 
 FORMAT = "mednca-model"
 #: Of models whose scans lose their field first; of several axes 2, all others 1, which older programs read.
-VERSION = 3
+VERSION = 4
 #: The models that come with the package.
 SHIPPED = Path(__file__).parent / "models"
 
@@ -108,8 +108,9 @@ def to_bytes(model: ModelFile) -> bytes:
     Raises:
         ValueError: If the range does not fit the model.
     """
-    seen = model.config.preprocess
-    version = VERSION if seen.field else 2 if len(seen.axes) > 1 else 1
+    seen, sizes = model.config.preprocess, model.config.predict.sizes
+    newest = seen.field is not None or sizes is not None
+    version = VERSION if newest else 2 if len(seen.axes) > 1 else 1
     header: dict[str, Any] = {"format": FORMAT, "version": version, "config": stored(model.config)}
     header["card"] = _without_nan(model.card)
     if model.range is not None:

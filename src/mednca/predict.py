@@ -11,7 +11,7 @@ import functools
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,7 +19,7 @@ import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation
 from numpy.typing import NDArray
 
-from mednca import __version__, backends, engine, signals
+from mednca import __version__, backends, engine, second_look, signals
 from mednca.backends import numpy as in_numpy
 from mednca.card import model_warnings
 from mednca.config import BaselineConfig, RunConfig
@@ -81,12 +81,54 @@ class Prediction:
         spread: float32 (1, X, Y, Z), where probabilities and signals were asked for: the standard deviation
             of the samples of the foreground's probability (`mednca.signals`). Of a model of several axes
             (2, X, Y, Z): also of its means along each axis.
+        look: The look at the scan that it comes from; of a second one (`mednca.second_look`) on a grid of its
+            own.
     """
 
     mask: Volume
     probability: Volume | None
     report: dict[str, Any]
     spread: Volume | None = None
+    look: Look | None = None
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a model says of a scan that it has looked at once, on the grid that it was shown.
+
+    Attributes:
+        volume: The scan.
+        mask: uint8 (X, Y, Z).
+        probability: float32 (K, X, Y, Z), or (0, X, Y, Z) where nobody wanted it.
+        spread: As in `Prediction`, without a volume; (0, X, Y, Z) where nobody wanted it.
+        told: Counts and signals for the report.
+        largest: Share of the foreground that was in the piece that is kept; None where all are.
+    """
+
+    volume: Volume
+    mask: NDArray[np.uint8]
+    probability: Array
+    spread: Array
+    told: dict[str, Any]
+    largest: float | None
+
+    def on_body(self) -> tuple[NDArray[np.uint8], list[float]]:
+        """Its mask and spacing (mm) on axes as close to RAS+ as they can be."""
+        return along_body(self.mask[None], self.volume)[0], spacing_of_body(self.volume)
+
+    def traits(self) -> traits.Traits:
+        """Its traits (`mednca.trust.traits`); probabilities must be there."""
+        (mask, spacing), largest = self.on_body(), self.largest
+        if largest is None and mask.any():
+            largest = np.count_nonzero(largest_component(np.ascontiguousarray(mask))) / np.count_nonzero(mask)
+        return traits.measure(
+            along_body(self.volume.data, self.volume),
+            mask,
+            along_body(self.probability, self.volume),
+            spacing=spacing,
+            signals=self.told["signals"],
+            largest=largest,
+        )
 
 
 @dataclass
@@ -191,18 +233,9 @@ class Predictor:
             raise InputError(
                 f"this model takes scans of {config.preprocess.modalities} channel(s), got {volume.channels}"
             )
-        in_c = self.engine in IN_C
-        roi = config.preprocess.roi
-        mask, probability, spread, told = (self._in_c if in_c else self._in_slices)(volume, progress)
-        largest = 1.0
-        if config.predict.largest_component:
-            body = along_body(mask[None], volume)[0]
-            before = np.count_nonzero(body)
-            if config.predict.piece == "surest":
-                body[...] = surest_component(body, along_body(probability, volume))
-            else:
-                body[...] = largest_component(body)
-            largest = np.count_nonzero(body) / before if before else 1.0
+        seen, stretch = self._looks(volume, progress)
+        look = self._brought_back(seen, volume) if stretch else seen
+        mask, told, roi = look.mask, look.told, config.preprocess.roi
         voxel_ml = float(abs(np.linalg.det(volume.affine[:3, :3]))) / 1000
         voxels = {name: int((mask == k).sum()) for k, name in self.labels.items()}
         report = {
@@ -212,7 +245,7 @@ class Predictor:
             "seed": self.seed,
             "device": self.device,
             "engine": self.engine,
-            "instructions": self._model.facts.instructions.decode() if in_c else None,
+            "instructions": self._model.facts.instructions.decode() if self.engine in IN_C else None,
             "threads": self.threads,
             "gate": self.gate,
             "patience": self.patience,
@@ -222,12 +255,13 @@ class Predictor:
             "foreground_voxels": voxels,
             "foreground_ml": {name: round(count * voxel_ml, 6) for name, count in voxels.items()},
             **told,
-            "largest_piece": round(largest, 6) if config.predict.largest_component else None,
+            "largest_piece": look.largest,
+            "stretched": [round(factor, 4) for factor in stretch] or None,
             "trust": None,
         }
         if self._judges:
             assert self.file.trust is not None
-            report["trust"] = self._expected(volume, mask, probability, report).told(self.file.trust.coverage)
+            report["trust"] = self._expected(seen).told(self.file.trust.coverage)
         report["seconds"] = round(time.perf_counter() - started, 3)
         told_of = model_warnings(self.file) + plausibility(volume, self.file.card.get("fingerprint"))
         if touches(mask, volume, roi):
@@ -235,42 +269,85 @@ class Predictor:
                 "the mask reaches the border of the part of the scan that the model looks at; the organ may "
                 "go on beyond it"
             )
+        if stretch:
+            told_of.append(of_size(stretch))
         report["warnings"] = told_of + trouble(told)
         return Prediction(
             volume.with_data(mask[None]),
-            volume.with_data(probability) if self.probability else None,
+            volume.with_data(look.probability) if self.probability else None,
             report,
-            volume.with_data(spread) if self.probability and self.signals else None,
+            volume.with_data(look.spread) if self.probability and self.signals else None,
+            seen,
         )
 
-    def _expected(
-        self, volume: Volume, mask: NDArray[np.uint8], probability: Array, report: dict[str, Any]
-    ) -> Expected:
-        """Scan, its mask, probabilities and report -> what is to be expected of the mask."""
-        assert self.file.trust is not None
-        if report["not_finite"]:
-            return Expected(0.0, 0.0, 1.0, ("the model gave numbers that are not finite",), True)
-        found = Prediction(volume.with_data(mask[None]), volume.with_data(probability), report)
-        return assess(self.file.trust, traits_of(volume, found))
+    def _looks(self, volume: Volume, progress: Progress | None) -> tuple[Look, tuple[float, ...]]:
+        """Scan -> the look at it that counts, and by what each of its axes was stretched for that, as long as
+        the scan was looked at more than once (`mednca.second_look`)."""
+        sizes, first = self.file.config.predict.sizes, self._look(volume, progress)
+        if not sizes:
+            return first, ()
 
-    def _in_c(self, volume: Volume, progress: Progress | None) -> Found:
+        def again(stretched: Volume) -> Look:
+            return self._look(stretched, progress, shares=True)
+
+        return second_look.settle(volume, first, again, Look.on_body, sizes)
+
+    def _look(self, volume: Volume, progress: Progress | None, *, shares: bool = False) -> Look:
+        """Scan -> what one run of the model, or of its ensemble, says of it; with probabilities also where
+        nobody else wants them."""
+        if self.engine in IN_C:
+            mask, probability, spread, told = self._in_c(volume, progress, shares=shares)
+        else:
+            mask, probability, spread, told = self._in_slices(volume, progress)
+        return Look(volume, mask, probability, spread, told, self._one_piece(mask, probability, volume))
+
+    def _one_piece(self, mask: NDArray[np.uint8], probability: Array, volume: Volume) -> float | None:
+        """Mask (X, Y, Z), with all but one of its pieces removed in place where the model wants that -> the
+        share that stayed; None where it does not."""
+        predict = self.file.config.predict
+        if not predict.largest_component:
+            return None
+        body = along_body(mask[None], volume)[0]
+        before = np.count_nonzero(body)
+        if predict.piece == "surest":
+            body[...] = surest_component(body, along_body(probability, volume))
+        else:
+            body[...] = largest_component(body)
+        return round(np.count_nonzero(body) / before, 6) if before else 1.0
+
+    def _brought_back(self, look: Look, volume: Volume) -> Look:
+        """A look at a scan that was stretched, and the scan -> the same on the scan's own grid."""
+        predict = self.file.config.predict
+        probability = second_look.resampled(look.probability, volume.shape)
+        mask = decide(probability, predict.threshold, self.file.config.values)
+        self._one_piece(mask, probability, volume)
+        spread = second_look.resampled(look.spread, volume.shape)
+        return replace(look, volume=volume, mask=mask, probability=probability, spread=spread)
+
+    def _expected(self, look: Look) -> Expected:
+        """Look at a scan -> what is to be expected of its mask."""
+        assert self.file.trust is not None
+        if look.told["not_finite"]:
+            return Expected(0.0, 0.0, 1.0, ("the model gave numbers that are not finite",), True)
+        return assess(self.file.trust, look.traits())
+
+    def _in_c(self, volume: Volume, progress: Progress | None, *, shares: bool) -> Found:
         """Scan -> mask, probabilities if wanted, and counts, all in C and in the grid of the scan."""
         assert self.threads is not None
         mask = np.zeros((1, *volume.shape), np.uint8)
         surest = self.file.config.predict.largest_component and self.file.config.predict.piece == "surest"
-        classes = self.file.config.model.classes if self.probability or self._judges or surest else 0
+        wanted = self.probability or self._judges or surest or shares
+        classes = self.file.config.model.classes if wanted else 0
         probability = np.zeros((classes, *volume.shape), np.float32)
         views = len(self.file.config.preprocess.views)
         several = 1 + (views > 1) if self.probability and self.signals else 0
         spread = np.zeros((several, *volume.shape), np.float32)
-        spacing = np.empty(3)
-        spacing[io_orientation(volume.affine)[:, 0].astype(int)] = volume.spacing
         counts = self._model.segment(
             along_body(readable(volume.data), volume),
             along_body(mask, volume)[0],
             along_body(probability, volume) if classes else None,
             along_body(spread, volume) if several else None,
-            spacing=spacing.tolist(),
+            spacing=spacing_of_body(volume),
             threads=self.threads,
             progress=progress,
         )
@@ -399,25 +476,6 @@ def with_ensemble(model: ModelFile, members: int | None) -> ModelFile:
         raise InputError(f"ensemble must be at least 1, got {members}")
     return replace(
         model, config=replace(model.config, predict=replace(model.config.predict, ensemble=members))
-    )
-
-
-def traits_of(volume: Volume, prediction: Prediction) -> traits.Traits:
-    """Scan and its prediction with probabilities -> its traits (`mednca.trust.traits`)."""
-    assert prediction.probability is not None
-    mask = along_body(prediction.mask.data, volume)[0]
-    spacing = np.empty(3)
-    spacing[io_orientation(volume.affine)[:, 0].astype(int)] = volume.spacing
-    largest = prediction.report["largest_piece"]
-    if largest is None and mask.any():
-        largest = np.count_nonzero(largest_component(np.ascontiguousarray(mask))) / np.count_nonzero(mask)
-    return traits.measure(
-        along_body(volume.data, volume),
-        mask,
-        along_body(prediction.probability.data, volume),
-        spacing=spacing.tolist(),
-        signals=prediction.report["signals"],
-        largest=largest,
     )
 
 
@@ -591,6 +649,14 @@ def along_body(data: NDArray[Any], volume: Volume) -> NDArray[Any]:
     return view
 
 
+def spacing_of_body(volume: Volume) -> list[float]:
+    """Scan -> its spacing (mm) along the axes of `along_body`."""
+    spacing = np.empty(3)
+    spacing[io_orientation(volume.affine)[:, 0].astype(int)] = volume.spacing
+    found: list[float] = spacing.tolist()
+    return found
+
+
 def readable(data: NDArray[Any]) -> NDArray[Any]:
     """Array of any number type -> the same, or float32 where the C library does not know the type."""
     known = data.dtype.kind + str(data.dtype.itemsize) in (
@@ -648,6 +714,15 @@ def saturation(count: int) -> list[str]:
         f"{count} numbers did not fit the range that the model was calibrated for and were cut to it; "
         "compare with --engine native"
     ]
+
+
+def of_size(stretch: Sequence[float]) -> str:
+    """By what each axis of a scan was stretched -> the warning."""
+    by = " x ".join(f"{factor:.2g}" for factor in stretch)
+    return (
+        f"the organ is larger or smaller here than in any training scan; the scan was stretched by {by} to "
+        "its usual size and looked at again; check that the header tells the true spacing"
+    )
 
 
 def plausibility(volume: Volume, fingerprint: dict[str, Any] | None) -> list[str]:

@@ -22,32 +22,24 @@ def native(data: Fingerprint) -> RunConfig:
     return plan(data).config
 
 
-#: Of the robust recipe: share of the slices that are taken from copies with artefacts, and the strength of
-#: the fields that are drawn on slices: another field of view changes the fit of a field by as much.
-ARTEFACTS, FIELDS = 0.4, 0.3
-#: Sizes, and one axis against the other, are varied by these at least.
-SCALE, STRETCH = 0.3, 0.7
+#: Of the robust recipe: share of the slices that are taken from copies with artefacts.
+ARTEFACTS = 0.3
 
 
 def robust(data: Fingerprint) -> RunConfig:
-    """For scans of other scanners: the default, with the bias field taken out, copies with artefacts and more
-    sizes."""
+    """For scans of other scanners: the default, with copies with artefacts in training; bias fields and sizes
+    that are beyond those of the training scans are brought back to what is usual."""
     return hardened(native(data))
 
 
 def hardened(config: RunConfig) -> RunConfig:
-    """Planned configuration -> the same prepared for fields and artefacts."""
+    """Planned configuration -> the same prepared for fields, sizes and artefacts."""
     return replace(
         config,
         recipe=config.recipe.replace("native", "robust"),
-        preprocess=replace(config.preprocess, field=True),
-        augment=replace(
-            config.augment,
-            artefacts=ARTEFACTS,
-            bias=FIELDS,
-            scale=max(SCALE, config.augment.scale),
-            stretch=max(STRETCH, config.augment.stretch),
-        ),
+        preprocess=replace(config.preprocess, field=()),
+        augment=replace(config.augment, artefacts=ARTEFACTS),
+        predict=replace(config.predict, sizes=()),
     )
 
 

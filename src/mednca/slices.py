@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mednca import field
+from mednca.field import FLAT, Usual, of_channels, shaded_as_usual
 from mednca.roi import check_roi
 
 if TYPE_CHECKING:
@@ -49,7 +49,9 @@ class PreprocessConfig:
             replaces `spacing`. With several axes it is that of the slices along each.
         roi: The part of the scan that is looked at (`mednca.roi`); None looks at all of it. What is
             said here of a scan is then said of that part.
-        field: Whether the bias field of each channel is taken out first (`mednca.field`), with "volume" only.
+        field: What is usual of the bias field of each channel, of which only that is left (`mednca.field`):
+            the numbers of its `Usual`, one after the other. () is measured on the training scans, None leaves
+            every field. With "volume" only.
 
     Raises:
         ValueError: Where a value is out of its range.
@@ -62,7 +64,7 @@ class PreprocessConfig:
     spacing: tuple[float, float] | None = None
     size: tuple[int, int] | None = None
     roi: tuple[float, ...] | None = dataclasses.field(default=None, metadata={"later": True})
-    field: bool = dataclasses.field(default=False, metadata={"later": True})
+    field: tuple[float, ...] | None = dataclasses.field(default=None, metadata={"later": True})
 
     def __post_init__(self) -> None:
         if self.modalities < 1 or self.context < 0:
@@ -80,18 +82,35 @@ class PreprocessConfig:
             raise ValueError(f"spacing must be two numbers > 0 (mm), got {self.spacing}")
         if self.roi is not None:
             check_roi(self.roi)
-        if self.field and self.normalise != "volume":
+        if self.field is not None and self.normalise != "volume":
             raise ValueError(f"normalise must be 'volume' where field is on, got {self.normalise!r}")
+        if self.field:
+            of_channels(self.field, self.modalities)
         if len(self.axes) > 1 and self.size is None and spacing[0] != spacing[1]:
             raise ValueError(f"spacing must be one number, twice, with several axes, got {self.spacing}")
 
     @staticmethod
     def upgraded(values: dict[str, Any]) -> dict[str, Any]:
-        """Settings as a file holds them -> as they are named now: one `axis` becomes `axes`."""
-        if "axis" not in values or "axes" in values:
-            return values
-        others = {name: value for name, value in values.items() if name != "axis"}
-        return others | {"axes": [values["axis"]]}
+        """Settings as a file holds them -> as they are now: one `axis` becomes `axes`; `field` was once told
+        by true, which made every scan flat, or false."""
+        result = dict(values)
+        if "axis" in values and "axes" not in values:
+            result["axes"] = [result.pop("axis")]
+        if isinstance(values.get("field"), bool):
+            flat = FLAT.numbers * int(values.get("modalities", 1))
+            result["field"] = flat if values["field"] else None
+        return result
+
+    @property
+    def shadings(self) -> list[Usual]:
+        """What is usual of the field of each channel, nothing where every field is left.
+
+        Raises:
+            ValueError: If it is yet to be measured.
+        """
+        if self.field == ():
+            raise ValueError("what is usual of the bias field is measured in training; give its numbers")
+        return of_channels(self.field, self.modalities) if self.field else []
 
     @property
     def views(self) -> tuple[PreprocessConfig, ...]:
@@ -157,8 +176,8 @@ def prepare_image(volume: Volume, config: PreprocessConfig) -> Array:
     canonical = volume.canonical()
     data = canonical.data.astype(np.float32)
     size = plane_size(canonical.shape, canonical.spacing, config)
-    if config.field:
-        data = np.stack([field.removed(channel) for channel in data])
+    if shadings := config.shadings:
+        data = np.stack([shaded_as_usual(*of) for of in zip(data, shadings, strict=True)])
     if config.normalise == "volume":
         data = np.stack([rescale(channel) for channel in data])
     slices = resize(cut(data, config.axis).astype(np.float32), size, "cubic" if config.size else "linear")

@@ -27,7 +27,15 @@ from mednca.calibrate import measure_range
 from mednca.cases import CaseSet, split_folds
 from mednca.checkpoint import RunFolder, TrainState
 from mednca.config import RunConfig, to_dict
-from mednca.dataset import LabelledScan, check_field, fingerprint, load_scans, scan_ranges, training_cases
+from mednca.dataset import (
+    LabelledScan,
+    check_field,
+    fingerprint,
+    load_scans,
+    measured,
+    scan_ranges,
+    training_cases,
+)
 from mednca.errors import InputError
 from mednca.evaluate import evaluate
 from mednca.figures import curves
@@ -89,7 +97,7 @@ def train(
 
     Raises:
         InputError: If data, run folder or device cannot be used, a scan has many negative intensities where
-            the bias field is to be taken out, or a resumed run was started with another configuration.
+            bias fields are to be changed, or a resumed run was started with another configuration.
     """
     check_device(device)
     if folds < 0 or folds == 1:
@@ -132,8 +140,12 @@ def train(
         for path, held_out in parts.items()
     }
     chosen = list(splits) if fold is None else [out / f"fold_{fold}"]
+    by_id = {scan.id: scan for scan in scans}
+    configs = {
+        path: measured(config, [by_id[name] for name in split["training"]]) for path, split in splits.items()
+    }
     # All folders are opened before the first is trained: one that is in the way is told now, not hours later.
-    runs = [open_run(path, config, splits[path], begin, resume=resume, force=force) for path in chosen]
+    runs = [open_run(path, configs[path], splits[path], begin, resume=resume, force=force) for path in chosen]
     if explain:
         for run in runs:
             atomic_write(run.path / "plan.json", to_json(explain(data)), force=True)
@@ -148,7 +160,7 @@ def train(
         return None
     try:
         for path, split in splits.items():
-            check_same(RunFolder.open(path), config, split)
+            check_same(RunFolder.open(path), configs[path], split)
     except InputError as error:
         logger.warning("the folds are not merged into one report: %s", error)
         return None

@@ -19,6 +19,7 @@ import pytest
 
 from mednca import engine
 from mednca.calibrate import measure_range
+from mednca.field import FLAT
 from mednca.io import read_volume, write_mask
 from mednca.metrics import dice_score
 from mednca.modelfile import SHIPPED, ModelFile, save_model
@@ -26,7 +27,7 @@ from mednca.predict import Predictor
 from mednca.slices import prepare_image
 from mednca.synthetic import phantom
 from tests.runtime.builds import add_ranges, command, run, succeeded
-from tests.small import tiny_model, voxels, write_nifti
+from tests.small import FIELD, tiny_model, voxels, write_nifti
 
 SHIPPED_MODEL = SHIPPED / "hippocampus.safetensors"
 
@@ -83,8 +84,8 @@ def agree(path: Path, other: Path, least: float = 0.999) -> None:
         {"axes": (2, 0), "context": 1, "roi": (0.0, 0.85, 0.15, 1.0, 0.3, 0.7)},
         {"axes": (1,), "classes": 2, "smoothing": 2, "roi": (0.0, 0.85, 0.15, 1.0, 0.1, 0.9)},
         {"axes": (2, 1), "smoothing": 1},
-        {"field": True, "modalities": 2, "spacing": (1.3, 0.8)},
-        {"field": True, "axes": (2, 0), "context": 1, "roi": (0.0, 0.85, 0.15, 1.0, 0.3, 0.7)},
+        {"field": FIELD * 2, "modalities": 2, "spacing": (1.3, 0.8)},
+        {"field": FLAT.numbers, "axes": (2, 0), "context": 1, "roi": (0.0, 0.85, 0.15, 1.0, 0.3, 0.7)},
     ],
     ids=str,
 )

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mednca import second_look
 from mednca.backends.numpy import downscale, softmax
 from mednca.config import PredictConfig, RunConfig
 from mednca.errors import InputError
@@ -70,19 +71,34 @@ class Exported:
         Raises:
             InputError: If the scan does not have the model's number of channels.
         """
-        from mednca.predict import (
-            along_body,
-            decide,
-            largest_component,
-            predict_slices,
-            surest_component,
-        )
+        from mednca.predict import along_body, spacing_of_body
 
-        config, views = self.config, self.config.preprocess.views
+        config = self.config
         if volume.channels != config.preprocess.modalities:
             raise InputError(
                 f"this model takes scans of {config.preprocess.modalities} channel(s), got {volume.channels}"
             )
+
+        def look(scan: Volume) -> tuple[Volume, Array, Array]:
+            average = self._average(scan)
+            return scan, average, self._mask(average, scan)
+
+        def on_body(seen: tuple[Volume, Array, Array]) -> tuple[Array, list[float]]:
+            return along_body(seen[2][None], seen[0])[0], spacing_of_body(seen[0])
+
+        seen = look(volume)
+        if config.predict.sizes:
+            seen, stretch = second_look.settle(volume, seen, look, on_body, config.predict.sizes)
+            if stretch:
+                shares = second_look.resampled(seen[1], volume.shape)
+                return Found(volume.with_data(self._mask(shares, volume)[None]))
+        return Found(volume.with_data(seen[2][None]))
+
+    def _average(self, volume: Volume) -> Array:
+        """Scan -> probabilities (K, X, Y, Z), averaged over runs and axes."""
+        from mednca.predict import along_body, predict_slices
+
+        config, views = self.config, self.config.preprocess.views
         part = cut_out(volume, config.preprocess.roi)
         average = np.zeros((config.model.classes, *part.shape), np.float32)
         for view in views:
@@ -96,16 +112,22 @@ class Exported:
             average += restore(shares, part, view) / np.float32(len(views))
         lines = along_body(average, part)
         lines[:] = smoothed(lines, views[0].axis, config.predict.smoothing)
-        average = put_back(average, volume, config.preprocess.roi)
-        mask = decide(average, config.predict.threshold, config.values)
-        if config.predict.largest_component:
+        return put_back(average, volume, config.preprocess.roi)
+
+    def _mask(self, average: Array, volume: Volume) -> Array:
+        """Probabilities of a scan -> its mask (X, Y, Z)."""
+        from mednca.predict import decide, largest_component, surest_component
+
+        predict = self.config.predict
+        mask: Array = decide(average, predict.threshold, self.config.values)
+        if predict.largest_component:
             turned = volume.with_data(mask[None]).canonical()
-            if config.predict.piece == "surest":
+            if predict.piece == "surest":
                 kept = surest_component(turned.data[0], volume.with_data(average).canonical().data)
             else:
                 kept = largest_component(turned.data[0])
             mask = turned.with_data(kept[None]).oriented_like(volume).data[0]
-        return Found(volume.with_data(mask[None]))
+        return mask
 
     def _share(self, image: Array, numbers: NDArray[np.int64], seed: int) -> Array:
         """Slices (B, I, H, W), their numbers (B,) and a seed -> probabilities (B, K, H, W)."""
@@ -150,7 +172,7 @@ def configuration(told: list[dict[str, str]]) -> RunConfig:
         spacing=numbers("spacing_mm", float),
         size=numbers("size"),
         roi=numbers("roi", float),
-        field=first.get("field") == "1",
+        field=numbers("field", float),
     )
     model = MedNCAConfig(
         image_channels=int(first["image_channels"]),
@@ -167,6 +189,7 @@ def configuration(told: list[dict[str, str]]) -> RunConfig:
         numbers("mirror") or (),
         int(first.get("smoothing", 0)),
         "surest" if first.get("piece") == "surest" else "largest",
+        numbers("sizes", float),
     )
     return RunConfig(
         labels=tuple(first["labels"].split(", ")),

@@ -15,7 +15,7 @@ from typing import Any
 NUMBERS = ("fp32", "int16")
 LEVELS, MODALITIES, CLASSES, MESSAGE = 8, 16, 255, 256
 #: Version of the structures and functions that are declared here.
-ABI = 7
+ABI = 8
 #: Units of `Counts.mean`, `spread` and `axes` in 1.
 UNITS = 1 << 24
 _int32, _int64 = ctypes.c_int32, ctypes.c_int64
@@ -43,7 +43,7 @@ class Facts(ctypes.Structure):
         *((name, _int32 * LEVELS) for name in ("scales", "steps")),
         *((name, _int32) for name in ("ensemble", "smoothing", "largest_component", "parameters")),
         ("values", ctypes.c_uint8 * CLASSES),
-        *((name, _int32) for name in ("numbers", "has_range")),
+        *((name, _int32) for name in ("second_look", "numbers", "has_range")),
         ("condition", ctypes.c_double * LEVELS),
         ("instructions", ctypes.c_char * 16),
     ]

@@ -27,7 +27,7 @@ from mednca.files import read_json, whole_lines
 from mednca.metrics import dice_score
 from mednca.modelfile import load_model
 from mednca.perturb import Perturbation, Perturbed, stream
-from mednca.predict import Prediction, Predictor, traits_of
+from mednca.predict import Prediction, Predictor
 from mednca.robustness import CLEAN, Job, apply
 from mednca.robustness.contenders import fold_runs
 from mednca.synthetic import blurred
@@ -240,7 +240,8 @@ def judge(predictor: Predictor, scan: LabelledScan, case: Perturbed, job: Job, m
     """Predictor, case and what became of it -> the row."""
     prediction = predictor.predict(case.image)
     started = time.perf_counter()
-    found = traits_of(case.image, prediction)
+    assert prediction.look is not None
+    found = prediction.look.traits()
     seconds = (prediction.report["seconds"], round(time.perf_counter() - started, 4))
     mask, label = prediction.mask.data[0] != 0, case.label.data[0] != 0
     strange = job.perturbation.startswith(STRANGER)
