@@ -140,10 +140,10 @@ CARDS = {
         HIPPOCAMPUS,
         described=f"{HIPPOCAMPUS.described}, for scans that are shaded, noisy, cut off or of other sizes; "
         "with a trust score",
-        images="one T1 channel, 1 mm, unusual bias fields brought back to the usual; axial, sagittal, coronal "
-        "slices with one neighbour on each side; a second look where the organ has an unusual size",
-        fails="Strong ghosting and spikes, "
-        "four times as coarse voxels and contrast that is turned over still cost it much: "
+        images="one T1 channel, 1 mm, unusual bias fields brought back to the usual; axial, sagittal, "
+        "coronal slices with one neighbour on each side; a second look where the organ has an unusual size",
+        fails="Strong ghosting, spikes, four times as coarse voxels and contrast that is turned over still "
+        "cost it much: "
         "`docs/explanation/robustness.md` tells how much of each. Its trust score finds masks that went "
         "wrong; it hardly ranks good ones, and it cannot know where others draw the organ more "
         "generously. The hippocampi are one class; left and right, anterior and posterior are not told "

@@ -187,11 +187,11 @@ MEDNCA_API void mednca_surest_component(uint8_t *mask, const int64_t *shape, con
 
 /* ---- A second look: see sizes.h ---- */
 
-/* Mask (X, Y, Z) of a scan with this spacing (mm) -> 1 where its organ is larger or smaller than any in training, and by what
- * each axis of the scan is to be stretched for it to have the usual size; else 0. strangeness: of the size, 1 is at the limit;
- * -1 where it cannot be told. */
+/* Mask (X, Y, Z) of a scan with this spacing (mm) -> 1 where its organ is larger or smaller than any in training; else 0.
+ * stretch: by what each axis of the scan has been stretched -> by what it is to be, for the organ to have the usual size.
+ * strangeness: of the size, 1 is at the limit; -1 where it cannot be told. */
 MEDNCA_API int mednca_unusual(const mednca_model *model, const uint8_t *mask, const int64_t *shape, const int64_t *strides,
-                              const double *spacing, double by[3], double *strangeness);
+                              const double *spacing, double stretch[3], double *strangeness);
 
 /* Voxels along an axis, and by what it is stretched -> voxels then. */
 MEDNCA_API int64_t mednca_stretched(int64_t length, double by);

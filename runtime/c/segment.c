@@ -384,9 +384,7 @@ static int look(const mednca_model *model, const mednca_scan *scan, const nifti_
 
 /* ---- A second look, see mednca/second_look.py ---- */
 
-enum { LOOKS = 3 };
-#define GROWTH 8.0
-#define LARGEST 3.0
+enum { LOOKS = 4 };
 
 /* Values (x, y, z), x running fastest -> resampled to another shape, in memory to be freed; values are freed. Null where there
  * is too little memory. */
@@ -483,22 +481,14 @@ static int look_again(const mednca_model *model, const mednca_scan *scan, const 
 {
     answer seen = *a;
     int64_t shape[3];
-    double all[3] = {1, 1, 1}, by[3], strange;
+    double all[3] = {1, 1, 1}, next[3] = {1, 1, 1}, strange;
     int failed = 0, looks = 1;
     memcpy(shape, scan->shape + 1, sizeof shape);
-    for (; looks < LOOKS && mednca_unusual(model, seen.first, shape, seen.strides, scan->spacing, by, &strange); looks++) {
-        double more = 1, least = 1, most = 1, next[3], ignored[3], found;
+    for (; looks < LOOKS && mednca_unusual(model, seen.first, shape, seen.strides, scan->spacing, next, &strange); looks++) {
+        double after[3], found;
         mednca_scan other;
         float *voxels;
         answer again;
-        for (int axis = 0; axis < 3; axis++) {
-            next[axis] = all[axis] * by[axis];
-            more *= next[axis];
-            least = next[axis] < least ? next[axis] : least;
-            most = next[axis] > most ? next[axis] : most;
-        }
-        if (more > GROWTH || most > LARGEST * (1 + 1e-9) || least < (1 - 1e-9) / LARGEST)
-            break;
         if (stretch(scan, next, &other, &voxels)) {
             snprintf(message, message_size, "too little memory for a second look at the scan");
             failed = 1;
@@ -508,7 +498,8 @@ static int look_again(const mednca_model *model, const mednca_scan *scan, const 
         free(voxels);
         if (failed)
             break;
-        mednca_unusual(model, again.first, other.shape + 1, again.strides, scan->spacing, ignored, &found);
+        memcpy(after, next, sizeof after);
+        mednca_unusual(model, again.first, other.shape + 1, again.strides, scan->spacing, after, &found);
         if (found < 0 || !(found < strange)) {
             forget(&again);
             break;

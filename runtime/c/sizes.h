@@ -2,11 +2,12 @@
  *
  * The same as mednca/second_look.py, which says what for. */
 
-/* Looks at a scan, at most; the least number of voxels of a mask that is judged, and the largest share of them in an end slice
- * of the scan; the largest factor of an axis, and of the number of voxels. */
+/* The least number of voxels of a mask that is judged; the share of the fullest slice above which an end slice of the scan cuts
+ * the organ off; the largest factor of an axis, and of the number of voxels. */
 enum { LOOK_VOXELS = 8 };
-#define LOOK_AT_END 0.01
+#define LOOK_CUT 0.5
 #define LOOK_LARGEST 3.0
+#define LOOK_GROWTH 8.0
 
 /* Foreground voxels in slice i across an axis. */
 static int64_t in_slice(const uint8_t *mask, const int64_t *shape, const int64_t *strides, int axis, int64_t i)
@@ -19,18 +20,34 @@ static int64_t in_slice(const uint8_t *mask, const int64_t *shape, const int64_t
     return count;
 }
 
+/* Factors of the axes -> the same, or nearer to 1 where that would be too much. */
+static void make_bearable(double by[3])
+{
+    double all = 1, more = 1;
+    for (int axis = 0; axis < 3; axis++) {
+        by[axis] = by[axis] > LOOK_LARGEST ? LOOK_LARGEST : by[axis] < 1 / LOOK_LARGEST ? 1 / LOOK_LARGEST : by[axis];
+        all *= by[axis];
+        more *= by[axis] > 1 ? by[axis] : 1;
+    }
+    for (int axis = 0; axis < 3 && all > LOOK_GROWTH; axis++)
+        if (by[axis] > 1)
+            by[axis] = exponential(logarithm(by[axis]) * logarithm(LOOK_GROWTH * more / all) / logarithm(more));
+}
+
 int mednca_unusual(const mednca_model *model, const uint8_t *mask, const int64_t *shape, const int64_t *strides,
-                   const double *spacing, double by[3], double *strangeness)
+                   const double *spacing, double stretch[3], double *strangeness)
 {
     const double *usual = model->sizes;
+    double before[3], by[3] = {1, 1, 1};
     int unusual = 0;
     *strangeness = -1;
     for (int axis = 0; axis < 3 && model->facts.second_look; axis++) {
-        int64_t count = 0, end = 0;
+        int64_t count = 0, end = 0, most = 0;
         double sum = 0, squares = 0;
         for (int64_t i = 0; i < shape[axis]; i++) {
             const int64_t here = in_slice(mask, shape, strides, axis, i);
             end = (i == 0 || i == shape[axis] - 1) && here > end ? here : end;
+            most = here > most ? here : most;
             count += here;
             sum += (double)here * (double)i;
             squares += (double)here * (double)i * (double)i;
@@ -38,16 +55,22 @@ int mednca_unusual(const mednca_model *model, const uint8_t *mask, const int64_t
         if (count < LOOK_VOXELS)
             return 0;
         const double mean = sum / (double)count, variance = squares / (double)count - mean * mean;
-        const int told = shape[axis] > 1 && !((double)end > LOOK_AT_END * (double)count);
         const double size = (variance > 0 ? variance : 0) + 1.0 / 12, far = usual[axis] / spacing[axis];
-        const double log = told ? 0.5 * logarithm(size / (far * far)) : 0, limit = logarithm(usual[3 + axis]);
-        const double strange = (log < 0 ? -log : log) / limit, factor = exponential(-log);
-        const int beyond = strange > 1;
+        const double limit = logarithm(usual[3 + axis]);
+        double log = shape[axis] > 1 ? 0.5 * logarithm(size / (far * far)) : 0;
+        if (log < 0 && (double)end > LOOK_CUT * (double)most)
+            log = 0; /* the organ goes on beyond the end of the scan */
+        const double strange = (log < 0 ? -log : log) / limit;
         *strangeness = strange > *strangeness ? strange : *strangeness;
-        by[axis] = !beyond ? 1 : factor > LOOK_LARGEST ? LOOK_LARGEST : factor < 1 / LOOK_LARGEST ? 1 / LOOK_LARGEST : factor;
-        unusual |= beyond;
+        by[axis] = strange > 1 ? exponential(-log) : 1;
     }
-    return unusual;
+    memcpy(before, stretch, sizeof before);
+    for (int axis = 0; axis < 3 && *strangeness > 1; axis++)
+        stretch[axis] *= by[axis];
+    make_bearable(stretch);
+    for (int axis = 0; axis < 3; axis++)
+        unusual |= stretch[axis] != before[axis];
+    return *strangeness > 1 && unusual;
 }
 
 int64_t mednca_stretched(int64_t length, double by)

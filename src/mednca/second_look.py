@@ -7,9 +7,9 @@ to tell by how much. The size along an axis is the standard deviation of the pla
 voxels, in mm. What is usual, and how far from it an organ may be, is measured on the training labels
 (`usual`) and is part of the model (`PredictConfig.sizes`).
 
-An axis along which the mask reaches an end of the scan is not judged: there the organ may go on. The second
-mask is taken where its own size, on the resampled scan, is more usual than that of the first, up to `LOOKS`
-times. Scans of usual organs are looked at once, so their masks stay the same to the bit.
+An axis along which the mask is cut off by an end of the scan is not small: there the organ goes on. The
+second mask is taken where its own size, on the resampled scan, is more usual than that of the first, and so
+on for up to `LOOKS` looks. Scans of usual organs are looked at once, so their masks stay the same to the bit.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from mednca.slices import resize_matrix
 from mednca.volume import Volume
 
 #: Looks at a scan, at most.
-LOOKS = 3
-#: Least number of voxels of a mask, and largest share of them in an end slice of the scan, for it to be
-#: judged.
-VOXELS, AT_END = 8, 0.01
+LOOKS = 4
+#: Least number of voxels of a mask that is judged.
+VOXELS = 8
+#: An end slice of the scan that holds more voxels than this share of the fullest slice cuts the organ off.
+CUT = 0.5
 #: The largest factor of an axis, and of the number of voxels of a scan.
 LARGEST, GROWTH = 3.0, 8.0
 #: What is added to the largest logarithm of a ratio in training, as a share of it: `MARGIN`, or 4 over the
@@ -74,16 +75,16 @@ def usual(labels: Iterable[tuple[Array, Sequence[float]]]) -> Sizes | None:
 
 def ratios_of(mask: Array, spacing: Sequence[float], sizes: Sizes) -> NDArray[np.float64] | None:
     """Mask (X, Y, Z) on RAS+ axes, spacing (mm) and what is usual -> its size over the usual one, along each
-    axis; 1 where that cannot be told. None where it has too few voxels."""
+    axis; 1 where that cannot be told, as it is cut off. None where it has too few voxels."""
     found = sizes_of(mask, spacing)
     if found is None:
         return None
-    count = np.count_nonzero(mask)
-    for axis, length in enumerate(mask.shape):
-        ends = [np.count_nonzero(np.take(mask, end, axis)) for end in (0, length - 1)]
-        if length == 1 or max(ends) > AT_END * count:
-            found[axis] = sizes[axis]
     ratios: NDArray[np.float64] = found / np.asarray(sizes[:3])
+    for axis, length in enumerate(mask.shape):
+        slices = np.count_nonzero(mask, axis=tuple(other for other in range(3) if other != axis))
+        cut_off = max(slices[0], slices[-1]) > CUT * slices.max()
+        if length == 1 or (cut_off and ratios[axis] < 1):
+            ratios[axis] = 1
     return ratios
 
 
@@ -94,9 +95,9 @@ def strangeness(ratios: NDArray[np.float64], sizes: Sizes) -> float:
 
 def factors(ratios: NDArray[np.float64], sizes: Sizes) -> tuple[float, ...] | None:
     """Ratios and what is usual -> by what each axis of the scan is to be stretched, 1 where it is usual; None
-    where all are, or the scan would grow too large."""
+    where all are."""
     unusual = np.abs(np.log(ratios)) > np.log(sizes[3:])
-    found = np.where(unusual, np.clip(1 / ratios, 1 / LARGEST, LARGEST), 1.0)
+    found = np.where(unusual, 1 / ratios, 1.0)
     return tuple(found.tolist()) if unusual.any() else None
 
 
@@ -123,8 +124,8 @@ def settle(
         by = None if ratios is None else factors(ratios, sizes)
         if ratios is None or by is None:
             break
-        again = stretch * np.array(by)[order]
-        if not bearable(again):
+        again = bearable(stretch * np.array(by)[order])
+        if (again == stretch).all():
             break
         other = look(stretched(volume, again.tolist()))
         found = ratios_of(*mask_of(other), sizes)
@@ -134,10 +135,13 @@ def settle(
     return seen, () if (stretch == 1).all() else tuple(stretch.tolist())
 
 
-def bearable(by: NDArray[np.float64]) -> bool:
-    """A factor for each axis of a scan -> whether it may be stretched so."""
-    within = by.max() <= LARGEST * (1 + 1e-9) and by.min() >= (1 - 1e-9) / LARGEST
-    return bool(within and by.prod() <= GROWTH)
+def bearable(by: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A factor for each axis of a scan -> the same, or nearer to 1 where that would be too much."""
+    by = np.clip(by, 1 / LARGEST, LARGEST)
+    more = np.prod(by[by > 1])
+    if by.prod() > GROWTH:
+        by = np.where(by > 1, by ** (np.log(GROWTH * more / by.prod()) / np.log(more)), by)
+    return by
 
 
 def stretched(volume: Volume, by: Sequence[float]) -> Volume:

@@ -140,9 +140,9 @@ def train(
         for path, held_out in parts.items()
     }
     chosen = list(splits) if fold is None else [out / f"fold_{fold}"]
-    by_id = {scan.id: scan for scan in scans}
     configs = {
-        path: measured(config, [by_id[name] for name in split["training"]]) for path, split in splits.items()
+        path: measured(config, [scan for scan in scans if scan.id not in held_out])
+        for path, held_out in parts.items()
     }
     # All folders are opened before the first is trained: one that is in the way is told now, not hours later.
     runs = [open_run(path, configs[path], splits[path], begin, resume=resume, force=force) for path in chosen]

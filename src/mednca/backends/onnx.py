@@ -35,6 +35,10 @@ class Found:
     probability: None = None
 
 
+#: A scan, its probabilities (K, X, Y, Z) and its mask (X, Y, Z).
+Seen = tuple[Volume, Array, NDArray[np.uint8]]
+
+
 class Exported:
     """An exported folder, ready to predict; `labels` and `hash` are those of the model that it came from.
 
@@ -79,11 +83,11 @@ class Exported:
                 f"this model takes scans of {config.preprocess.modalities} channel(s), got {volume.channels}"
             )
 
-        def look(scan: Volume) -> tuple[Volume, Array, Array]:
+        def look(scan: Volume) -> Seen:
             average = self._average(scan)
             return scan, average, self._mask(average, scan)
 
-        def on_body(seen: tuple[Volume, Array, Array]) -> tuple[Array, list[float]]:
+        def on_body(seen: Seen) -> tuple[NDArray[np.uint8], list[float]]:
             return along_body(seen[2][None], seen[0])[0], spacing_of_body(seen[0])
 
         seen = look(volume)
@@ -114,12 +118,12 @@ class Exported:
         lines[:] = smoothed(lines, views[0].axis, config.predict.smoothing)
         return put_back(average, volume, config.preprocess.roi)
 
-    def _mask(self, average: Array, volume: Volume) -> Array:
+    def _mask(self, average: Array, volume: Volume) -> NDArray[np.uint8]:
         """Probabilities of a scan -> its mask (X, Y, Z)."""
         from mednca.predict import decide, largest_component, surest_component
 
         predict = self.config.predict
-        mask: Array = decide(average, predict.threshold, self.config.values)
+        mask = decide(average, predict.threshold, self.config.values)
         if predict.largest_component:
             turned = volume.with_data(mask[None]).canonical()
             if predict.piece == "surest":
