@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from small_training import blob, config, write_cases, write_scan
 
+from mednca import field, second_look
 from mednca.cases import Case, find_cases
 from mednca.dataset import (
     check_field,
@@ -17,10 +18,12 @@ from mednca.dataset import (
     fingerprint,
     load_scan,
     load_scans,
+    measured,
     scan_ranges,
     training_cases,
 )
 from mednca.errors import InputError
+from mednca.roi import cut_out
 from mednca.rule import MedNCAConfig
 from mednca.slices import PreprocessConfig
 from mednca.volume import Volume
@@ -139,3 +142,20 @@ def test_negative_intensities_are_refused_where_the_field_is_taken_out(tmp_path:
     check_field([few, many], run)
     elsewhere = replace(taken_out.preprocess, roi=(0.5, 1.0, 0.0, 1.0, 0.0, 1.0))
     check_field([few, many], replace(run, preprocess=elsewhere))
+
+
+def test_what_is_usual_is_measured_on_the_training_scans_where_the_model_looks(tmp_path: Path) -> None:
+    scans = load_scans(write_cases(tmp_path, 3).cases)
+    plain, roi = config(), (0.1, 1.0, 0.0, 0.9, 0.0, 1.0)
+    asked = replace(
+        plain,
+        preprocess=replace(plain.preprocess, field=(), roi=roi),
+        predict=replace(plain.predict, sizes=()),
+    )
+    found = measured(asked, scans)
+    images = [cut_out(scan.image, roi).canonical().data[0].astype(np.float32) for scan in scans]
+    labels = [cut_out(scan.label, roi).canonical() for scan in scans]
+    assert found.preprocess.field == field.usual(images).numbers
+    assert found.predict.sizes == second_look.usual((label.data[0], label.spacing) for label in labels)
+    assert measured(found, scans[:1]) == found and measured(plain, scans) == plain
+    assert measured(asked, scans[:1]) != found
