@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -50,7 +51,13 @@ def test_a_page_tells_how_good_the_trust_score_is_and_nothing_where_there_is_non
 
 def test_the_shipped_robust_model_is_of_the_recipe_that_is_told() -> None:
     data = json.loads((RESULTS / "plans.json").read_text())["data"]["Task04_Hippocampus"]
-    assert load_model("hippocampus_robust").config == shipped.robust_start(stored(data["fingerprint"]))
+    asked, found = shipped.robust_start(stored(data["fingerprint"])), load_model("hippocampus_robust").config
+    assert (
+        found.preprocess.field and found.predict.sizes and asked.preprocess.field == asked.predict.sizes == ()
+    )
+    preprocess = replace(asked.preprocess, field=found.preprocess.field)  # measured on the training scans
+    predict = replace(asked.predict, sizes=found.predict.sizes)
+    assert found == replace(asked, preprocess=preprocess, predict=predict)
 
 
 def test_only_a_card_that_says_so_is_of_some_of_the_folds(monkeypatch: pytest.MonkeyPatch) -> None:
