@@ -491,7 +491,7 @@ def test_scans_with_negative_intensities_are_refused_before_they_lose_them(tmp_p
 
     def without_field(data: Fingerprint) -> RunConfig:
         run_config = quick(data)
-        return replace(run_config, preprocess=replace(run_config.preprocess, field=True))
+        return replace(run_config, preprocess=replace(run_config.preprocess, field=()))
 
     with pytest.raises(InputError, match=r"case scan_01: has \d\d % negative intensities, as CT has"):
         train(cases, tmp_path / "run", without_field, engine="eager", progress=False)

@@ -30,7 +30,7 @@ from mednca.rule import MedNCAConfig, weight_shapes
 from mednca.slices import prepare_image, restore
 from mednca.synthetic import phantom
 from mednca.volume import Volume
-from tests.small import tiny_model
+from tests.small import FIELD, tiny_model
 
 TOLERANCE = {"native": 3e-5, "numpy": 1e-5, "folded": 1e-5}
 SAME_MASK = 0.999
@@ -138,8 +138,8 @@ MODELS = {
     "stretched": {"size": (24, 16), "normalise": "slice"},
     "three axes, two classes": {"classes": 2, "context": 1, "axes": (2, 0, 1), "spacing": (1.2, 1.2)},
     "three axes, stretched": {"axes": (2, 1, 0), "size": (24, 16), "context": 1},
-    "without its field": {"field": True, "context": 1, "spacing": (1.3, 0.7)},
-    "without its field, three axes, two channels": {"field": True, "modalities": 2, "axes": (2, 0, 1)},
+    "with a usual field": {"field": FIELD, "context": 1, "spacing": (1.3, 0.7)},
+    "with usual fields, three axes, two channels": {"field": FIELD * 2, "modalities": 2, "axes": (2, 0, 1)},
     "depthwise, four levels": {
         "model": {"perception": "depthwise", "scales": (8, 4, 2, 1), "steps": (2, 3, 2, 3)}
     },
@@ -173,7 +173,7 @@ def test_every_kind_of_model_predicts_what_the_definition_says(name: str, kind: 
     context=st.integers(0, 2),
     classes=st.integers(1, 3),
     modalities=st.integers(1, 2),
-    normalise=st.sampled_from(["volume", "slice", "without its field"]),
+    normalise=st.sampled_from(["volume", "slice", "with a usual field"]),
     spread=st.sampled_from([{}, {"spacing": (1.0, 1.5)}, {"size": (18, 33)}]),
     threads=st.integers(1, 3),
 )
@@ -200,7 +200,7 @@ def test_any_scan_goes_through_c_as_through_numpy(
         context=context,
         classes=classes,
         axes=axes,
-        **({"field": True} if normalise == "without its field" else {"normalise": normalise}),
+        **({"field": FIELD} if normalise == "with a usual field" else {"normalise": normalise}),
         model={"steps": (2, 2)},
         **spread,
     )

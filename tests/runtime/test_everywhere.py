@@ -22,7 +22,7 @@ from mednca.modelfile import ModelFile, load_model, save_model
 from mednca.rule import MedNCAConfig, weight_shapes
 from mednca.slices import PreprocessConfig, prepare_image
 from tests.runtime.builds import built, run, succeeded
-from tests.small import voxels, write_nifti
+from tests.small import FIELD, voxels, write_nifti
 
 TARGETS = ["armv6", "aarch64", "x86-64"]
 MODELS = ["dense", "depthwise", "three axes", "field"]
@@ -30,7 +30,7 @@ targets = pytest.mark.parametrize("target", TARGETS)
 
 
 def random_model(
-    context: int = 0, axes: tuple[int, ...] = (2,), field: bool = False, **rule: Any
+    context: int = 0, axes: tuple[int, ...] = (2,), field: tuple[float, ...] | None = None, **rule: Any
 ) -> ModelFile:
     """Settings of the rule -> a model of random weights whose states stay small."""
     config = MedNCAConfig(image_channels=1 + 2 * context, steps=(3, 4), **rule)
@@ -54,7 +54,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "dense": random_model(classes=2, channels=12, hidden=32),
         "depthwise": random_model(context=1, channels=9, hidden=20, perception="depthwise"),
         "three axes": random_model(context=1, axes=(2, 0, 1), classes=2, channels=12, hidden=32),
-        "field": random_model(field=True, axes=(2, 1), channels=12, hidden=32),
+        "field": random_model(field=FIELD, axes=(2, 1), channels=12, hidden=32),
     }.items():
         images = [prepare_image(read_volume(scan), view) for view in model.config.preprocess.views]
         save_model(folder / f"{name}.safetensors", replace(model, range=measure_range(model, images)))

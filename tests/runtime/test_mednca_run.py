@@ -315,7 +315,7 @@ def test_help_names_every_option_and_info_tells_what_a_model_is(world: Path) -> 
     three = save_model(world / "three.safetensors", tiny_model(axes=(2, 0, 1)))
     assert "1 channel(s), cut into axial, sagittal, coronal slices" in succeeded(three, "--info")
     assert "seconds" in succeeded(three, "--bench", "--size", "16x20")
-    field = save_model(world / "field.safetensors", tiny_model(field=True))
+    field = save_model(world / "field.safetensors", tiny_model(field=FIELD))
     assert "seconds" in succeeded(field, "--bench", "--size", "16x20")
     bare = save_model(world / "bare.safetensors", tiny_model())
     assert re.search(r"--int16 +not possible", succeeded(bare, "--info"))
