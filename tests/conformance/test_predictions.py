@@ -200,7 +200,7 @@ def test_any_scan_goes_through_c_as_through_numpy(
         context=context,
         classes=classes,
         axes=axes,
-        **({"field": FIELD} if normalise == "with a usual field" else {"normalise": normalise}),
+        **({"field": FIELD * modalities} if normalise == "with a usual field" else {"normalise": normalise}),
         model={"steps": (2, 2)},
         **spread,
     )
