@@ -155,7 +155,10 @@ def test_what_is_usual_is_measured_on_the_training_scans_where_the_model_looks(t
     found = measured(asked, scans)
     images = [cut_out(scan.image, roi).canonical().data[0].astype(np.float32) for scan in scans]
     labels = [cut_out(scan.label, roi).canonical() for scan in scans]
-    assert found.preprocess.field == field.usual(images).numbers
+    usual = field.usual(images)
+    assert usual is not None and found.preprocess.field == usual.numbers
     assert found.predict.sizes == second_look.usual((label.data[0], label.spacing) for label in labels)
     assert measured(found, scans[:1]) == found and measured(plain, scans) == plain
     assert measured(asked, scans[:1]) != found
+    black = [replace(scan, image=scan.image.with_data(0 * scan.image.data)) for scan in scans]
+    assert measured(asked, black).preprocess.field is None

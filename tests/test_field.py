@@ -23,7 +23,7 @@ from mednca.config import from_dict, to_dict
 from mednca.engine import binding
 from mednca.engine.arrays import locate, memory
 from mednca.errors import InputError
-from mednca.field import FLAT, TERMS, Usual, distance, fitted, shaded_as_usual, usual, without_fill
+from mednca.field import FLAT, TERMS, Usual, box, distance, fitted, shaded_as_usual, usual, without_fill
 from mednca.modelfile import to_bytes
 from mednca.slices import PreprocessConfig, prepare_image, rescale
 from mednca.volume import Volume
@@ -67,7 +67,8 @@ def apart(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
 
 
 def enough(channel: NDArray[np.float32]) -> bool:
-    return fitted(channel) is not None
+    left = without_fill(channel)
+    return fitted(left[box(left)]) is not None
 
 
 def by_definition(channel: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -249,7 +250,8 @@ def test_a_fit_that_is_far_off_leaves_finite_numbers() -> None:
 
 def shading(channel: NDArray[np.float32]) -> NDArray[np.float64]:
     """Channel -> coefficients of its shading, of `TERMS`."""
-    fit = fitted(without_fill(channel))
+    left = without_fill(channel)
+    fit = fitted(left[box(left)])
     assert fit is not None
     return np.array([fit[term] for term in TERMS])
 
@@ -282,12 +284,13 @@ def test_the_distance_of_a_shading_is_its_deviation_over_the_box() -> None:
 def test_what_is_usual_is_the_median_and_the_limit_holds_the_training_scans() -> None:
     scans = [(scan(i) * smooth(i, (14, 12, 9), 0.1 + 0.01 * i)).astype(np.float32) for i in range(60)]
     found = usual([*scans, np.zeros((14, 12, 9), np.float32)])  # of one nothing can be told
+    assert found is not None
     terms = np.array([shading(one) for one in scans])
     assert np.allclose(found.terms, np.median(terms, axis=0), rtol=1e-5)
     far = [distance(row - np.median(terms, axis=0)) for row in terms]
     assert found.limit == pytest.approx(1.25 * np.quantile(far, 0.99), rel=1e-5)
     assert all(np.array_equal(shaded_as_usual(one, found), one) for one in scans)
-    assert usual([np.zeros((14, 12, 9), np.float32)]) == FLAT
+    assert usual([np.zeros((14, 12, 9), np.float32)]) is None
 
 
 def test_where_too_little_is_positive_a_scan_stays_as_it_is() -> None:

@@ -33,7 +33,7 @@ from mednca.robustness import (
     read_scores,
 )
 from mednca.robustness import perturbed as perturbed_cases
-from mednca.robustness.contenders import open_masks, open_model, together
+from mednca.robustness.contenders import fold_runs, open_masks, open_model, together
 from mednca.robustness.folder import describe, open_report
 from mednca.robustness.images import write_images
 from mednca.robustness.report import card, summary
@@ -589,3 +589,16 @@ def test_coarser_voxels_leave_less_of_a_label_and_those_of_its_own_steps_all(tmp
     assert all(found["blocks"][factor] == 1 for factor in ("2", "4", "8"))  # blocks of 8 voxels
     assert sorted(found["fine"].values(), reverse=True) == list(found["fine"].values())
     assert 0.5 < found["fine"]["8"] < found["fine"]["2"] < 0.8
+
+
+def test_a_fold_that_is_still_trained_is_not_judged(tmp_path: Path) -> None:
+    """It has a model to look at, and a checkpoint; a finished one has a report, one that was stored neither."""
+    for name, files in (
+        ("fold_0", ("checkpoint.safetensors", "report.json")),
+        ("fold_1", ("checkpoint.safetensors",)),
+        ("fold_2", ()),
+    ):
+        (tmp_path / name).mkdir()
+        for file in ("model.safetensors", *files):
+            (tmp_path / name / file).touch()
+    assert list(fold_runs(tmp_path)) == ["fold_0", "fold_2"]

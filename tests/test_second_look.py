@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from mednca import engine, second_look
 from mednca.calibrate import measure_range
-from mednca.config import PredictConfig, from_dict
+from mednca.config import PredictConfig, RunConfig, from_dict
 from mednca.dataset import measured
 from mednca.errors import InputError
 from mednca.modelfile import ModelFile, save_model
@@ -182,8 +183,6 @@ def test_sizes_are_checked_and_measured() -> None:
     with pytest.raises(ValueError, match="three ratios > 1"):
         PredictConfig(sizes=(1.0, 1.0, 1.0, 1.0, 2.0, 2.0))
     assert PredictConfig(sizes=()).sizes == ()
-    from mednca.config import RunConfig
-
     assert measured(RunConfig(), []) == RunConfig()
 
 
@@ -256,8 +255,6 @@ def test_the_program_in_c_looks_again_as_python_does(
     done = run(tmp_path / "model.safetensors", scan, "-o", tmp_path / "mask.nii.gz", "--quiet")
     assert done.returncode == 0, done.stderr
     assert "stretched by 1.5 x 1 x 1.3 (axes R, A, S)" in done.stderr
-    import nibabel
-
     found = np.asarray(nibabel.load(tmp_path / "mask.nii.gz").dataobj)
     expected = Predictor(model).predict(turned).mask.data[0]
     assert expected.any() and (found != expected).mean() < 1e-4

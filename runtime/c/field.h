@@ -169,10 +169,11 @@ static void box_of(const mednca_scan *scan, int64_t c, float black, Samples *s)
     for (at[2] = 0; at[2] < size[2]; at[2]++)
         for (at[1] = 0; at[1] < size[1]; at[1]++)
             for (at[0] = 0; at[0] < size[0]; at[0]++)
-                for (int axis = 0; axis < 3 && value_at(scan, c, at) > black; axis++) {
-                    low[axis] = at[axis] < low[axis] ? at[axis] : low[axis];
-                    high[axis] = at[axis] > high[axis] ? at[axis] : high[axis];
-                }
+                if (value_at(scan, c, at) > black)
+                    for (int axis = 0; axis < 3; axis++) {
+                        low[axis] = at[axis] < low[axis] ? at[axis] : low[axis];
+                        high[axis] = at[axis] > high[axis] ? at[axis] : high[axis];
+                    }
     for (int axis = 0; axis < 3; axis++) {
         s->from[axis] = high[axis] < 0 ? 0 : low[axis];
         s->size[axis] = high[axis] < 0 ? size[axis] : high[axis] + 1 - low[axis];

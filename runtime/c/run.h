@@ -1,4 +1,4 @@
-/* What the files of mednca-run share. mednca-run.c has arguments, files and errors, segment.c threads and progress,
+/* What the files of mednca-run share. mednca-run.c has arguments, files and errors, segment.c threads and progress, look_again.c the second look,
  * bench.c the benchmark, nifti.c scans and masks, mednca.c the engine. */
 #ifndef MEDNCA_RUN_H
 #define MEDNCA_RUN_H
@@ -57,6 +57,32 @@ int64_t cells_of_scan(const mednca_job *job);
 /* Scan -> mask (X, Y, Z) in new memory, x fastest; or null and a line in message. */
 uint8_t *segment(const mednca_model *model, const nifti_image *image, const settings *set, mednca_counts *counts,
                  char *message, size_t message_size);
+
+/* What a model says of a scan that it has looked at once. */
+typedef struct {
+    uint8_t *mask, *first; /* first: of the voxel (0, 0, 0) on RAS+ axes */
+    void *four;            /* where probabilities and pieces lie */
+    float *shares;         /* the probabilities, laid out as the mask; null where nobody wanted them */
+    int64_t strides[3], share_strides[4];
+} answer;
+
+void forget(answer *a);
+
+/* All but one piece of a mask removed, of a model that wants that. In the axes of the mask's memory, whose order decides
+ * between pieces of one size: shape is along these. */
+void one_piece(const mednca_facts *facts, const answer *a, const int64_t *shape);
+
+/* Scan, and the file that it comes from, whose axes the mask has, or null: then those of the scan -> what the model says.
+ * wanted: probabilities, too. */
+int look(const mednca_model *model, const mednca_scan *scan, const nifti_image *image, const settings *set, int wanted,
+         answer *a, mednca_counts *counts, char *message, size_t message_size);
+
+/* ---- look_again.c ---- */
+
+/* Looks again, on the scan stretched to where its organ has the usual size, as long as that makes it more usual: a, what was
+ * said at first, becomes what counts. Status 0 or 1. */
+int look_again(const mednca_model *model, const mednca_scan *scan, const nifti_image *image, const settings *set, answer *a,
+               mednca_counts *counts, char *message, size_t message_size);
 
 /* ---- bench.c ---- */
 

@@ -301,24 +301,14 @@ static int run_slices(labour *l, const mednca_model *model, const mednca_scan *s
     return 1;
 }
 
-/* What a model says of a scan that it has looked at once. */
-typedef struct {
-    uint8_t *mask, *first; /* first: of the voxel (0, 0, 0) on RAS+ axes */
-    void *four;            /* where probabilities and pieces lie */
-    float *shares;         /* the probabilities, laid out as the mask; null where nobody wanted them */
-    int64_t strides[3], share_strides[4];
-} answer;
-
-static void forget(answer *a)
+void forget(answer *a)
 {
     free(a->mask);
     free(a->four);
     memset(a, 0, sizeof *a);
 }
 
-/* All but one piece of a mask removed, of a model that wants that. In the axes of the mask's memory, whose order decides
- * between pieces of one size: shape is along these. */
-static void one_piece(const mednca_facts *facts, const answer *a, const int64_t *shape)
+void one_piece(const mednca_facts *facts, const answer *a, const int64_t *shape)
 {
     const int64_t strides[3] = {1, shape[0], shape[0] * shape[1]}, n = strides[2] * shape[2];
     const int64_t apart[4] = {4 * n, 4 * strides[0], 4 * strides[1], 4 * strides[2]};
@@ -328,9 +318,7 @@ static void one_piece(const mednca_facts *facts, const answer *a, const int64_t 
         mednca_largest_component(a->mask, shape, strides, a->four);
 }
 
-/* Scan, and the file that it comes from, whose axes the mask has, or null: then those of the scan -> what the model says.
- * wanted: probabilities, too. */
-static int look(const mednca_model *model, const mednca_scan *scan, const nifti_image *image, const settings *set, int wanted,
+int look(const mednca_model *model, const mednca_scan *scan, const nifti_image *image, const settings *set, int wanted,
                 answer *a, mednca_counts *counts, char *message, size_t message_size)
 {
     mednca_facts facts;
@@ -379,150 +367,6 @@ static int look(const mednca_model *model, const mednca_scan *scan, const nifti_
     free(l.even);
     if (failed)
         forget(a);
-    return failed;
-}
-
-/* ---- A second look, see mednca/second_look.py ---- */
-
-enum { LOOKS = 4 };
-
-/* Values (x, y, z), x running fastest -> resampled to another shape, in memory to be freed; values are freed. Null where there
- * is too little memory. */
-static float *resampled(float *values, const int64_t from[3], const int64_t to[3])
-{
-    int64_t shape[3];
-    memcpy(shape, from, sizeof shape);
-    for (int axis = 0; axis < 3 && values; axis++) {
-        if (shape[axis] == to[axis])
-            continue;
-        const int64_t others = shape[0] * shape[1] * shape[2] / shape[axis];
-        float *next = allocate(sizeof(float) * (size_t)(others * to[axis]), 0);
-        if (next)
-            mednca_resize(values, shape, axis, to[axis], next);
-        shape[axis] = to[axis];
-        free(values);
-        values = next;
-    }
-    return values;
-}
-
-/* Scan, and by what its axes are to be stretched -> other, a scan in memory that `voxels` is to be freed of. Returns 1 where
- * there is too little. */
-static int stretch(const mednca_scan *scan, const double by[3], mednca_scan *other, float **voxels)
-{
-    const int64_t *shape = scan->shape + 1, x = sizeof(float), old = shape[0] * shape[1] * shape[2];
-    int64_t to[3];
-    for (int axis = 0; axis < 3; axis++)
-        to[axis] = mednca_stretched(shape[axis], by[axis]);
-    const int64_t many = to[0] * to[1] * to[2];
-    *voxels = allocate((size_t)(scan->shape[0] * many * x), 0);
-    for (int64_t c = 0; c < scan->shape[0] && *voxels; c++) {
-        float *values = allocate((size_t)(old * x), 0);
-        if (values)
-            mednca_values(scan, c, values);
-        values = resampled(values, shape, to);
-        if (values)
-            memcpy(*voxels + c * many, values, (size_t)(many * x));
-        else {
-            free(*voxels);
-            *voxels = NULL;
-        }
-        free(values);
-    }
-    *other = (mednca_scan){.voxels = *voxels, .type = MEDNCA_F32, .slope = 1};
-    memcpy(other->spacing, scan->spacing, sizeof other->spacing);
-    other->shape[0] = scan->shape[0];
-    memcpy(other->shape + 1, to, sizeof to);
-    const int64_t strides[4] = {many * x, x, to[0] * x, to[0] * to[1] * x};
-    memcpy(other->strides, strides, sizeof strides);
-    return !*voxels;
-}
-
-/* What was said of a stretched scan -> the mask of the scan itself, in the axes of its file. */
-static int bring_back(const mednca_model *model, const answer *seen, const int64_t seen_shape[3], const mednca_scan *scan,
-                      const nifti_image *image, answer *a)
-{
-    mednca_facts facts;
-    const int64_t *shape = scan->shape + 1, n = shape[0] * shape[1] * shape[2];
-    const int64_t many = seen_shape[0] * seen_shape[1] * seen_shape[2];
-    mednca_about(model, &facts);
-    void *four = allocate(4 * (size_t)n * (size_t)(3 + facts.classes), 0);
-    float *shares = four ? (float *)four + 3 * n : NULL; /* laid out as the mask of the file */
-    const int64_t first = a->first - a->mask;
-    for (int64_t k = 0; k < facts.classes && shares; k++) {
-        float *values = allocate(sizeof(float) * (size_t)many, 0);
-        if (values)
-            memcpy(values, seen->shares + k * many, sizeof(float) * (size_t)many);
-        values = resampled(values, seen_shape, shape);
-        const float *from = values;
-        for (int64_t z = 0; z < shape[2] && values; z++)
-            for (int64_t y = 0; y < shape[1]; y++)
-                for (int64_t x = 0; x < shape[0]; x++)
-                    shares[k * n + first + x * a->strides[0] + y * a->strides[1] + z * a->strides[2]] = *from++;
-        shares = values ? shares : NULL;
-        free(values);
-    }
-    if (!shares) {
-        free(four);
-        return 1;
-    }
-    const int64_t apart[4] = {4 * n, 4 * a->strides[0], 4 * a->strides[1], 4 * a->strides[2]};
-    mednca_decide(model, shape, shares + first, apart, a->first, a->strides);
-    free(a->four);
-    a->four = four;
-    a->shares = shares + first;
-    one_piece(&facts, a, image->shape);
-    return 0;
-}
-
-/* Looks again, on the scan stretched to where its organ has the usual size, as long as that makes it more usual. */
-static int look_again(const mednca_model *model, const mednca_scan *scan, const nifti_image *image, const settings *set,
-                      answer *a, mednca_counts *counts, char *message, size_t message_size)
-{
-    answer seen = *a;
-    int64_t shape[3];
-    double all[3] = {1, 1, 1}, next[3] = {1, 1, 1}, strange;
-    int failed = 0, looks = 1;
-    memcpy(shape, scan->shape + 1, sizeof shape);
-    for (; looks < LOOKS && mednca_unusual(model, seen.first, shape, seen.strides, scan->spacing, next, &strange); looks++) {
-        double after[3], found;
-        mednca_scan other;
-        float *voxels;
-        answer again;
-        if (stretch(scan, next, &other, &voxels)) {
-            snprintf(message, message_size, "too little memory for a second look at the scan");
-            failed = 1;
-            break;
-        }
-        failed = look(model, &other, NULL, set, 1, &again, counts, message, message_size);
-        free(voxels);
-        if (failed)
-            break;
-        memcpy(after, next, sizeof after);
-        mednca_unusual(model, again.first, other.shape + 1, again.strides, scan->spacing, after, &found);
-        if (found < 0 || !(found < strange)) {
-            forget(&again);
-            break;
-        }
-        if (seen.mask != a->mask)
-            forget(&seen);
-        seen = again;
-        memcpy(all, next, sizeof all);
-        memcpy(shape, other.shape + 1, sizeof shape);
-    }
-    if (seen.mask == a->mask)
-        return failed;
-    if (!failed && bring_back(model, &seen, shape, scan, image, a)) {
-        snprintf(message, message_size, "too little memory for the mask of a second look");
-        failed = 1;
-    }
-    forget(&seen);
-    if (!failed)
-        fprintf(stderr,
-                "mednca-run: warning: %s: the organ is larger or smaller here than in any training scan; the scan was "
-                "stretched by %.2g x %.2g x %.2g (axes R, A, S) to its usual size and looked at again; check that the "
-                "header tells the true spacing\n",
-                set->scan, all[0], all[1], all[2]);
     return failed;
 }
 

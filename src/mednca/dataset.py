@@ -226,13 +226,16 @@ def check_field(scans: Sequence[LabelledScan], config: RunConfig) -> None:
 
 def measured(config: RunConfig, scans: Sequence[LabelledScan]) -> RunConfig:
     """Configuration and the training scans -> the same with what is usual of them, where it is to be
-    measured: bias fields (`mednca.field`) and sizes of the organ (`mednca.second_look`)."""
+    measured: bias fields (`mednca.field`) and sizes of the organ (`mednca.second_look`). None where they do
+    not tell."""
     preprocess, predict = config.preprocess, config.predict
     if preprocess.field == ():
         images = [cut_out(scan.image, preprocess.roi).canonical().data for scan in scans]
         channels = range(preprocess.modalities)
         found = [field.usual(image[channel].astype(np.float32) for image in images) for channel in channels]
-        preprocess = replace(preprocess, field=tuple(number for one in found for number in one.numbers))
+        told = [one.numbers for one in found if one is not None]
+        every = tuple(number for numbers in told for number in numbers)
+        preprocess = replace(preprocess, field=every if len(told) == len(found) else None)
     if predict.sizes == ():
         labels = [cut_out(class_numbers(scan.label, config), preprocess.roi).canonical() for scan in scans]
         sizes = second_look.usual((label.data[0], label.spacing) for label in labels)

@@ -89,12 +89,16 @@ def of_channels(numbers: Sequence[float], channels: int) -> list[Usual]:
     return found
 
 
-def usual(channel: Iterable[NDArray[np.float32]]) -> Usual:
-    """One channel of each training scan (X, Y, Z), finite -> what is usual in it; `FLAT` where no scan has
+def usual(channel: Iterable[NDArray[np.float32]]) -> Usual | None:
+    """One channel of each training scan (X, Y, Z), finite -> what is usual in it; None where no scan has
     enough positive voxels to tell."""
-    fits = [fit for image in channel if (fit := fitted(without_fill(image))) is not None]
+    fits = []
+    for image in channel:
+        left = without_fill(image)
+        if (fit := fitted(left[box(left)])) is not None:
+            fits.append(fit)
     if not fits:
-        return FLAT
+        return None
     terms = np.array([[fit[term] for term in TERMS] for fit in fits])
     median = np.median(terms, axis=0)
     far = np.quantile([distance(row - median) for row in terms], SHARE)
@@ -104,14 +108,18 @@ def usual(channel: Iterable[NDArray[np.float32]]) -> Usual:
 def distance(terms: Doubles) -> float:
     """Difference of two shadings, by its coefficients of `TERMS` -> how strong it is: the standard deviation
     over the box of the scan."""
-    mean = np.array([_mean(*term) for term in TERMS])
-    both = np.array([[_mean(*(i + j for i, j in zip(a, b, strict=True))) for b in TERMS] for a in TERMS])
-    return float(np.sqrt(max(0.0, terms @ (both - np.outer(mean, mean)) @ terms)))
+    return float(np.sqrt(np.maximum(terms @ COVARIANCE @ terms, 0.0)))
 
 
-def _mean(*powers: int) -> float:
-    """Exponents -> mean of the term over the cube from -1 to 1."""
-    return float(np.prod([0.0 if power % 2 else 1 / (power + 1) for power in powers]))
+def _means(powers: NDArray[np.int64]) -> Doubles:
+    """Exponents (..., 3) -> means of the terms (...) over the cube from -1 to 1."""
+    means: Doubles = np.where(powers % 2, 0.0, 1 / (powers + 1)).prod(axis=-1)
+    return means
+
+
+_POWERS = np.array(TERMS)
+#: Of the terms, over the cube.
+COVARIANCE = _means(_POWERS[:, None] + _POWERS) - np.outer(_means(_POWERS), _means(_POWERS))
 
 
 def powers(shape: tuple[int, ...]) -> list[tuple[int, int, int]]:
@@ -150,9 +158,8 @@ def box(channel: Doubles) -> tuple[slice, ...]:
 
 
 def fitted(channel: Doubles) -> Doubles | None:
-    """Channel without fill (X, Y, Z) -> coefficients (4, 4, 4) of the logarithm of its shading, by the powers
-    of x, y and z in its box; None where there are too few positive voxels to tell."""
-    channel = channel[box(channel)]
+    """Channel without fill, cut to its box (X, Y, Z) -> coefficients (4, 4, 4) of the logarithm of its
+    shading, by the powers of x, y and z; None where there are too few positive voxels to tell."""
     chosen = [grid(size) for size in channel.shape]
     seen = channel[tuple(chosen)]
     terms, inside = powers(seen.shape), seen > 0
@@ -181,7 +188,8 @@ def shaded_as_usual(channel: NDArray[np.float32], seen: Usual = FLAT) -> NDArray
     usual shading.
     """
     left = without_fill(channel)
-    fit = fitted(left)
+    inside = box(left)
+    fit = fitted(left[inside])
     if fit is None:
         return channel.astype(np.float32, copy=False) if seen.limit else left.astype(np.float32)
     change = np.zeros_like(fit)
@@ -193,7 +201,6 @@ def shaded_as_usual(channel: NDArray[np.float32], seen: Usual = FLAT) -> NDArray
     ends = (LIMIT_ENDS - 1) * seen.limit
     change *= min(1.0, (far - seen.limit) / ends) if ends else 1.0
     change[0, 0, 0] = -fit[0, 0, 0]
-    inside = box(left)
     x, y, z = (places(size) for size in left[inside].shape)
     left[inside] *= np.exp(np.clip(polygrid3d(x, y, z, change), -FURTHEST, FURTHEST))
     return np.minimum(left, np.finfo(np.float32).max).astype(np.float32)

@@ -40,7 +40,8 @@ from mednca.trust import from_json as trust_from_json
 from mednca.trust import to_json as trust_to_json
 
 FORMAT = "mednca-model"
-#: Of models whose scans lose their field first; of several axes 2, all others 1, which older programs read.
+#: Of models that know what fields or sizes are usual; of several axes 2, all others 1, which older programs
+#: read.
 VERSION = 4
 #: The models that come with the package.
 SHIPPED = Path(__file__).parent / "models"

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -140,12 +141,15 @@ def train(
         for path, held_out in parts.items()
     }
     chosen = list(splits) if fold is None else [out / f"fold_{fold}"]
-    configs = {
-        path: measured(config, [scan for scan in scans if scan.id not in held_out])
-        for path, held_out in parts.items()
-    }
+
+    @cache
+    def config_of(path: Path) -> RunConfig:
+        return measured(config, [scan for scan in scans if scan.id not in parts[path]])
+
     # All folders are opened before the first is trained: one that is in the way is told now, not hours later.
-    runs = [open_run(path, configs[path], splits[path], begin, resume=resume, force=force) for path in chosen]
+    runs = [
+        open_run(path, config_of(path), splits[path], begin, resume=resume, force=force) for path in chosen
+    ]
     if explain:
         for run in runs:
             atomic_write(run.path / "plan.json", to_json(explain(data)), force=True)
@@ -160,7 +164,7 @@ def train(
         return None
     try:
         for path, split in splits.items():
-            check_same(RunFolder.open(path), configs[path], split)
+            check_same(RunFolder.open(path), config_of(path), split)
     except InputError as error:
         logger.warning("the folds are not merged into one report: %s", error)
         return None

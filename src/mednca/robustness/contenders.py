@@ -86,8 +86,14 @@ def open_model(
 
 
 def fold_runs(folder: Path) -> dict[str, Path]:
-    """Folder -> the finished fold runs in it, by name."""
-    return {path.parent.name: path.parent for path in sorted(folder.glob("fold_*/model.safetensors"))}
+    """Folder -> the finished fold runs in it, by name: not those with a checkpoint to go on from, and no
+    report yet."""
+    found = sorted(path.parent for path in folder.glob("fold_*/model.safetensors"))
+    return {
+        path.name: path
+        for path in found
+        if (path / "report.json").is_file() or not (path / "checkpoint.safetensors").is_file()
+    }
 
 
 def open_folds(
