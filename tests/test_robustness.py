@@ -592,7 +592,7 @@ def test_coarser_voxels_leave_less_of_a_label_and_those_of_its_own_steps_all(tmp
 
 
 def test_a_fold_that_is_still_trained_is_not_judged(tmp_path: Path) -> None:
-    """It has a model to look at, and a checkpoint; a finished one has a report, one that was stored neither."""
+    """It has a model and a checkpoint; a finished one has a report too, one that was stored neither."""
     for name, files in (
         ("fold_0", ("checkpoint.safetensors", "report.json")),
         ("fold_1", ("checkpoint.safetensors",)),
