@@ -78,7 +78,7 @@ _SMALL_UNET = {
 }
 #: What `recipes.hardened` sets, for a U-Net trained the same way.
 _ROBUST = {
-    "preprocess": {"field": []},
+    "preprocess": {"field": [], "margin": 6},
     "augment": {"artefacts": 0.3},
     "predict": {"sizes": []},
 }

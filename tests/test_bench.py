@@ -29,6 +29,7 @@ MODELS = {
     "own grid": tiny_model(),
     "resampled, neighbours": tiny_model(context=1, spacing=(1.3, 0.9)),
     "coronal, two classes": tiny_model(classes=2, axes=(1,)),
+    "with a margin": tiny_model(margin=6),
     "three axes": tiny_model(context=1, axes=(1, 2, 0), spacing=(0.9, 0.9)),
     "stretched, two channels": tiny_model(modalities=2, size=(16, 16), normalise="slice"),
 }

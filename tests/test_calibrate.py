@@ -86,6 +86,16 @@ def test_the_range_is_what_the_definition_reaches(config: MedNCAConfig) -> None:
             np.testing.assert_allclose(found["levels"][level][name], largest, rtol=1e-3)
 
 
+def test_slices_are_looked_at_with_their_margin() -> None:
+    """As if they were larger: 16 x 24 pixels and 3 at each side fill a grid of 22 x 30 cells."""
+    file, image = model(CONFIGS["dense"]), images()[0]
+    preprocess = replace(file.config.preprocess, margin=3)
+    wider = replace(file, config=replace(file.config, preprocess=preprocess))
+    continued = np.pad(image, [(0, 0), (0, 0), (3, 3), (3, 3)], mode="edge")
+    expected = measure_range(file, [continued], seed=1)
+    assert measure_range(wider, [image], seed=1) == expected != measure_range(file, [image], seed=1)
+
+
 def test_some_slices_are_enough_and_the_same_seed_takes_the_same() -> None:
     file, scans = model(CONFIGS["dense"]), images()
     told: list[tuple[int, int]] = []

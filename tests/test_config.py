@@ -28,6 +28,7 @@ shared = {
     "modalities": st.integers(1, 3),
     "context": st.integers(0, 2),
     "normalise": st.sampled_from(["volume", "slice"]),
+    "margin": st.integers(0, 1024),
     "roi": st.none() | st.floats(0, 0.4).map(lambda share: (share, 0.9, 0.0, 1.0, 0.1, 1.0 - share)),
 }
 preprocesses = st.builds(

@@ -354,6 +354,10 @@ def test_a_slice_that_lacks_what_its_model_needs_is_counted_as_broken(
         ),
         ({"axes": [2], "field": [0.1] * 20, "normalise": "slice"}, "with volumes only"),
         ({"axes": [2], "field": [-0.1] * 20}, "limit of a bias field must not be negative"),
+        *(
+            ({"axes": [2], "margin": wrong}, "margin of the model's slices must be a whole number")
+            for wrong in (-1, 0.5, 1025, "6", None)
+        ),
     ],
     ids=str,
 )

@@ -72,6 +72,7 @@ MODELS["mirrored, with neighbours"] = replace(
 )
 MODELS["smoothed"] = tiny_model(context=1, smoothing=2)
 MODELS["with usual fields, two channels"] = tiny_model(modalities=2, context=1, field=FIELD * 2)
+MODELS["with a margin"] = tiny_model(context=1, margin=6)
 
 
 @pytest.fixture(scope="module")
@@ -123,20 +124,26 @@ def test_the_program_in_the_folder_makes_the_mask_of_the_package(name: str, tmp_
 def test_the_folder_tells_what_is_usual(tmp_path: Path) -> None:
     MODELS["sizes"] = tiny_model(sizes=(4.5, 5.0, 6.0, 1.3, 1.3, 2.0))
     told, pages = {}, {}
-    for name in ("with usual fields, two channels", "sizes", "one channel"):
+    for name in ("with usual fields, two channels", "sizes", "one channel", "with a margin"):
         export(save_model(tmp_path / "m.safetensors", MODELS[name]), "onnx", tmp_path / name)
         file = onnx.load(tmp_path / name / "level_0.onnx")
         told[name] = {entry.key: entry.value for entry in file.metadata_props}
         pages[name] = " ".join((tmp_path / name / "README.md").read_text().split())
     del MODELS["sizes"]
-    fields, sizes, plain = told.values()
+    fields, sizes, plain, margin = told.values()
+    assert margin["margin"] == "6" and "margin" not in plain
     assert tuple(map(float, fields["field"].split())) == FIELD * 2 and "field" not in plain
     assert sizes["sizes"] == "4.5 5.0 6.0 1.3 1.3 2.0" and "sizes" not in plain
-    said = ("brought back to it, as `shaded_as_usual` in", "size along an axis, the standard deviation")
+    said = (
+        "brought back to it, as `shaded_as_usual` in",
+        "size along an axis, the standard deviation",
+        "and by at least 6 pixels at each side",
+    )
     assert [[line in page for line in said] for page in pages.values()] == [
-        [True, False],
-        [False, True],
-        [False, False],
+        [True, False, False],
+        [False, True, False],
+        [False, False, False],
+        [False, False, True],
     ]
 
 
@@ -285,6 +292,7 @@ def test_without_onnx_the_extra_is_named(tmp_path: Path) -> None:
         {"smoothing": 1, "axes": (0, 2), "classes": 2, "context": 1},
         {"smoothing": 3, "roi": (0.1, 0.9, 0.0, 1.0, 0.3, 1.0)},
         {"field": FIELD},
+        {"margin": 5, "axes": (2, 0)},
         {"sizes": (3.0, 3.0, 3.0, 1.01, 1.3, 9.0)},
         {"field": FIELD, "axes": (1, 2), "spacing": (1.2, 1.2), "roi": (0.1, 0.9, 0.0, 1.0, 0.3, 1.0)},
     ],
@@ -330,8 +338,9 @@ int main(void)
         {"smoothing": 2},
         {"field": FIELD},
         {"field": FIELD, "axes": (0, 2), "smoothing": 1},
+        {"margin": 6},
     ],
-    ids=["one axis", "three axes", "smoothed", "field", "field, two axes, smoothed"],
+    ids=["one axis", "three axes", "smoothed", "field", "field, two axes, smoothed", "margin"],
 )
 def test_the_header_s_own_example_compiles_and_makes_the_mask_of_the_package(
     kind: dict[str, Any], tmp_path: Path

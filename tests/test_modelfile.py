@@ -99,6 +99,8 @@ def test_the_hash_names_configuration_and_weights(tmp_path: Path) -> None:
         ({"axes": (2, 0, 1)}, 2),
         ({"field": FIELD}, 4),
         ({"field": FIELD, "axes": (2, 0, 1)}, 4),
+        ({"margin": 4}, 5),
+        ({"margin": 4, "field": FIELD}, 5),
     ],
     ids=str,
 )

@@ -203,14 +203,20 @@ def test_context_brings_neighbours_and_repeats_the_edge() -> None:
 
 
 @properties
-@given(size=st.tuples(st.integers(1, 20), st.integers(1, 20)), multiple=st.sampled_from([1, 2, 4, 8]))
-def test_padding_holds_the_image_where_it_says(size: tuple[int, int], multiple: int) -> None:
+@given(
+    size=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    multiple=st.sampled_from([1, 2, 4, 8]),
+    margin=st.integers(0, 12),
+)
+def test_padding_holds_the_image_where_it_says(size: tuple[int, int], multiple: int, margin: int) -> None:
     image = np.arange(size[0] * size[1], dtype=np.float32).reshape(1, *size)
-    padded, inside = pad_to(image, multiple, 2 * multiple)
+    padded, inside = pad_to(image, multiple, 2 * multiple, margin)
     assert np.array_equal(padded[..., inside[0], inside[1]], image)
-    for length, before in zip(padded.shape[-2:], size, strict=True):
+    for length, before, place in zip(padded.shape[-2:], size, inside, strict=True):
         assert length % multiple == 0 and length >= 2 * multiple
-        assert length - before < max(multiple, 2 * multiple - before + 1)
+        assert length - before < max(2 * margin + multiple, 2 * multiple - before + 1)
+        assert min(place.start, length - place.stop) >= margin
+        assert 0 <= length - place.stop - place.start <= 1
     assert padded[0, 0, 0] == image[0, 0, 0] and padded[0, -1, -1] == image[0, -1, -1]
 
 
@@ -231,6 +237,8 @@ def test_padding_holds_the_image_where_it_says(size: tuple[int, int], multiple: 
         {"spacing": (1.0, float("nan"))},
         {"spacing": (float("inf"), 1.0)},
         {"spacing": ()},
+        {"margin": -1},
+        {"margin": 1025},
     ],
 )
 def test_preprocessing_out_of_range_is_refused(settings_: dict[str, object]) -> None:

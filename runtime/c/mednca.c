@@ -238,8 +238,10 @@ static int plan(const mednca_model *m, const mednca_scan *scan, int32_t view, me
     j->height = even(side[0]) > least ? even(side[0]) : least;
     j->width = even(side[1]) > least ? even(side[1]) : least;
     const int64_t multiple = f->scales[0];
-    j->grid_rows = padded(j->height, multiple) > 2 * multiple ? padded(j->height, multiple) : 2 * multiple;
-    j->grid_columns = padded(j->width, multiple) > 2 * multiple ? padded(j->width, multiple) : 2 * multiple;
+    const int64_t around = 2 * (int64_t)m->margin;
+    const int64_t grid_rows = padded(j->height + around, multiple), grid_columns = padded(j->width + around, multiple);
+    j->grid_rows = grid_rows > 2 * multiple ? grid_rows : 2 * multiple;
+    j->grid_columns = grid_columns > 2 * multiple ? grid_columns : 2 * multiple;
     j->top = (j->grid_rows - j->height) / 2;
     j->left = (j->grid_columns - j->width) / 2;
     return 0;

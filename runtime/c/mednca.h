@@ -34,7 +34,7 @@
 #endif
 
 /* MEDNCA_VERSION: the newest model format that is read; MEDNCA_ABI: rises when a structure or a function here changes. */
-enum { MEDNCA_VERSION = 4, MEDNCA_ABI = 8, MEDNCA_LEVELS = 8, MEDNCA_MODALITIES = 16, MEDNCA_CLASSES = 255, MEDNCA_MESSAGE = 256 };
+enum { MEDNCA_VERSION = 5, MEDNCA_ABI = 8, MEDNCA_LEVELS = 8, MEDNCA_MODALITIES = 16, MEDNCA_CLASSES = 255, MEDNCA_MESSAGE = 256 };
 
 /* Arithmetic of the cells. */
 enum {

@@ -12,6 +12,7 @@ struct mednca_model {
     mednca_options options;
     const Kernels *kernels;
     int per_slice, has_spacing, has_size, has_roi, field; /* preprocessing */
+    int32_t margin;
     double shadings[MEDNCA_MODALITIES][FIELD_TERMS]; /* for each channel the limit, and the usual terms */
     double sizes[6]; /* of sizes.h: what is usual along each axis (mm), and the ratio to it that still is */
     double roi[6]; /* shares of the field of view: x from, to, y from, to, z from, to */
@@ -150,6 +151,9 @@ static int read_config(mednca_model *m, Json config, char *message, size_t size)
     for (int32_t c = 0; m->field && c < f->modalities; c++)
         if (!(m->shadings[c][0] >= 0))
             return fail(message, size, "the limit of a bias field must not be negative");
+    m->margin = 0; /* a file may leave it out */
+    if (member(prepare, "margin").at && !whole(prepare, "margin", 0, 1024, &m->margin))
+        return fail(message, size, "the margin of the model's slices must be a whole number from 0 to 1024");
     m->has_spacing = !is(member(prepare, "spacing"), "null");
     if (m->has_spacing && (numbers(member(prepare, "spacing"), m->spacing, 2) != 2 || !(m->spacing[0] > 0 && m->spacing[1] > 0)))
         return fail(message, size, "the model's spacing must be two numbers > 0");

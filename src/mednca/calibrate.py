@@ -59,7 +59,7 @@ def measure_range(
     for at in np.random.default_rng(seed).permutation(len(every)).tolist():
         scan, number = every[at]
         image = with_context(images[scan], np.array([number]), preprocess.context)
-        padded, _ = pad_to(image, config.multiple, config.smallest)
+        padded, _ = pad_to(image, config.multiple, config.smallest, preprocess.margin)
         watch(config, rules, padded[0].astype(np.float32), item=number, seed=seed)
         done += image[0, 0].size
         if progress:

@@ -47,12 +47,12 @@ class Cost:
 
 def cost_of(config: RunConfig, data: Fingerprint) -> Cost:
     """Configuration and fingerprint -> what it costs on such data."""
-    views = config.preprocess.views
+    rule, margin, views = config.model, config.preprocess.margin, config.preprocess.views
     sizes = [plane_size(data.shape, data.spacing, view) for view in views]
     slices = [data.shape[view.axis] for view in views]
     scan = sum(n * slice_multiply_adds(config, size) for n, size in zip(slices, sizes, strict=True))
     here, size = scan / slices[0], sizes[0]
-    height, width = padded_size(padded_size(size, config.model.multiple, config.model.smallest), 4, 8)
+    height, width = padded_size(padded_size(size, rule.multiple, rule.smallest, margin), 4, 8)
     paper = {steps: multiply_adds(MedNCAConfig(steps=(steps, steps)), height, width) for steps in (64, 16)}
     return Cost(
         parameters=parameters(config.model),
@@ -68,8 +68,9 @@ def cost_of(config: RunConfig, data: Fingerprint) -> Cost:
 def slice_multiply_adds(config: RunConfig, size: tuple[int, int]) -> int:
     """Configuration and the size of a slice as the model sees it -> multiply-adds, every cell computed, with
     padding and ensemble."""
-    height, width = padded_size(size, config.model.multiple, config.model.smallest)
-    return config.predict.ensemble * multiply_adds(config.model, height, width)
+    rule, margin = config.model, config.preprocess.margin
+    height, width = padded_size(size, rule.multiple, rule.smallest, margin)
+    return config.predict.ensemble * multiply_adds(rule, height, width)
 
 
 def iteration_seconds(config: RunConfig) -> float:

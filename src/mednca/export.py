@@ -183,6 +183,7 @@ def facts(model: ModelFile, level: int) -> dict[str, str]:
         "roi": config.preprocess.roi,
         "field": config.preprocess.field,
         "size": config.preprocess.size,
+        "margin": config.preprocess.margin or None,
         "labels": ", ".join(config.labels),
         "values": config.values,
         "threshold": repr(config.predict.threshold),
@@ -226,7 +227,8 @@ def page(model: ModelFile, names: Sequence[str]) -> str:
         f"resampled to {pre.spacing[0]:g} x {pre.spacing[1]:g} mm" if pre.spacing and not pre.size else "",
         scaled if pre.normalise == "slice" else "",
         f"{pre.context} neighbour(s) on each side as further channels, in their order" if pre.context else "",
-        f"padded by repetition, centred, to multiples of {rule.scales[0]}, at least {2 * rule.scales[0]}",
+        f"padded by repetition, centred, to multiples of {rule.scales[0]}, at least {2 * rule.scales[0]}"
+        + (f", and by at least {pre.margin} pixels at each side" if pre.margin else ""),
     ]
     text = _PAGE.format(
         name=told.get("model") or "A Med-NCA model",

@@ -91,9 +91,9 @@ def shaded_as_usual(channel: Array, usual: Array) -> Array:
     return np.minimum(left, np.finfo(np.float32).max).astype(np.float32)
 
 
-def padded(length: int, scale: int) -> tuple[Array, slice]:
+def padded(length: int, scale: int, margin: int) -> tuple[Array, slice]:
     """Length of an axis -> which pixel each of a multiple of the scale repeats, and where the axis lies."""
-    size = max(2 * scale, -(-length // scale) * scale)
+    size = max(2 * scale, -(-(length + 2 * margin) // scale) * scale)
     start = (size - length) // 2
     return np.clip(np.arange(size) - start, 0, length - 1), slice(start, start + length)
 
@@ -132,7 +132,8 @@ def average(levels: Levels, scan: Array, number: int) -> Array:
     image = scan[np.clip(np.arange(number - reach, number + reach + 1), 0, len(scan) - 1)]
     if told["normalise"] == "slice":
         image = np.stack([[rescale(channel) for channel in channels] for channels in image])
-    (rows, top), (columns, left) = (padded(length, int(told["scale"])) for length in image.shape[2:])
+    scale, margin = int(told["scale"]), int(told.get("margin", 0))
+    (rows, top), (columns, left) = (padded(length, scale, margin) for length in image.shape[2:])
     runs, shares = int(told["ensemble"]), np.zeros((1, 1, 1), np.float32)
     for seed in range(runs):
         order, plane = mirrors(told, seed)

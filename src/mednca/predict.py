@@ -622,7 +622,7 @@ def predict_slices(
         for member in range(ensemble):
             axes = config.predict.mirrored(member)
             turned = mirrored(seen, config.preprocess, axes)
-            stack, inside = pad_to(turned, config.multiple, config.smallest)
+            stack, inside = pad_to(turned, config.multiple, config.smallest, config.preprocess.margin)
             named = count - 1 - numbers if config.preprocess.axis in axes else numbers
             found = share(stack, named, seed + member)[..., inside[0], inside[1]]
             result[numbers] += mirrored_plane(found, config.preprocess, axes) / ensemble

@@ -52,6 +52,8 @@ class PreprocessConfig:
         field: What is usual of the bias field of each channel, of which only that is left (`mednca.field`):
             the numbers of its `Usual`, one after the other. () is measured on the training scans, None leaves
             every field. With "volume" only.
+        margin: Pixels by which every slice, as the model sees it, goes on at least at each side, its edge
+            repeated.
 
     Raises:
         ValueError: Where a value is out of its range.
@@ -65,6 +67,7 @@ class PreprocessConfig:
     size: tuple[int, int] | None = None
     roi: tuple[float, ...] | None = dataclasses.field(default=None, metadata={"later": True})
     field: tuple[float, ...] | None = dataclasses.field(default=None, metadata={"later": True})
+    margin: int = dataclasses.field(default=0, metadata={"later": True})
 
     def __post_init__(self) -> None:
         if self.modalities < 1 or self.context < 0:
@@ -75,6 +78,8 @@ class PreprocessConfig:
             raise ValueError(f"axes must be one or several of 0, 1 and 2, each once, got {self.axes}")
         if self.normalise not in ("volume", "slice"):
             raise ValueError(f"normalise must be 'volume' or 'slice', got {self.normalise!r}")
+        if not 0 <= self.margin <= 1024:
+            raise ValueError(f"margin must be from 0 to 1024 pixels, got {self.margin}")
         if self.size is not None and (len(self.size) != 2 or min(self.size) < 2):
             raise ValueError(f"size must be two numbers >= 2, got {self.size}")
         spacing = (1.0, 1.0) if self.spacing is None else self.spacing
@@ -246,18 +251,18 @@ def mirrored_plane(slices: Array, config: PreprocessConfig, axes: Sequence[int])
     return np.ascontiguousarray(np.flip(slices, flips)) if flips else slices
 
 
-def padded_size(size: tuple[int, int], multiple: int, smallest: int) -> tuple[int, int]:
-    """Height and width of an image -> the least ones that are multiples of a number and no smaller than
-    another."""
-    height, width = (max(smallest, -(-length // multiple) * multiple) for length in size)
+def padded_size(size: tuple[int, int], multiple: int, smallest: int, margin: int = 0) -> tuple[int, int]:
+    """Height and width of an image -> the least ones that are multiples of a number, no smaller than another,
+    and have room for a margin at each side."""
+    height, width = (max(smallest, -(-(length + 2 * margin) // multiple) * multiple) for length in size)
     return height, width
 
 
-def pad_to(image: Array, multiple: int, smallest: int) -> tuple[Array, tuple[slice, slice]]:
-    """Image (..., H, W) -> padded at its edges by repetition to a size that a model takes, and where the
-    image is."""
+def pad_to(image: Array, multiple: int, smallest: int, margin: int = 0) -> tuple[Array, tuple[slice, slice]]:
+    """Image (..., H, W) -> padded at its edges by repetition to a size that a model takes, by `margin` or
+    more at each side, and where the image is."""
     pads, inside = [], []
-    targets = padded_size((image.shape[-2], image.shape[-1]), multiple, smallest)
+    targets = padded_size((image.shape[-2], image.shape[-1]), multiple, smallest, margin)
     for size, target in zip(image.shape[-2:], targets, strict=True):
         before = (target - size) // 2
         pads.append((before, target - size - before))

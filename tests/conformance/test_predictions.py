@@ -139,6 +139,8 @@ MODELS = {
     "three axes, two classes": {"classes": 2, "context": 1, "axes": (2, 0, 1), "spacing": (1.2, 1.2)},
     "three axes, stretched": {"axes": (2, 1, 0), "size": (24, 16), "context": 1},
     "with a usual field": {"field": FIELD, "context": 1, "spacing": (1.3, 0.7)},
+    "with a margin": {"margin": 3, "context": 1},
+    "with a margin, three axes": {"margin": 5, "axes": (2, 0, 1), "spacing": (1.2, 1.2)},
     "with usual fields, three axes, two channels": {"field": FIELD * 2, "modalities": 2, "axes": (2, 0, 1)},
     "depthwise, four levels": {
         "model": {"perception": "depthwise", "scales": (8, 4, 2, 1), "steps": (2, 3, 2, 3)}
@@ -175,6 +177,7 @@ def test_every_kind_of_model_predicts_what_the_definition_says(name: str, kind: 
     modalities=st.integers(1, 2),
     normalise=st.sampled_from(["volume", "slice", "with a usual field"]),
     spread=st.sampled_from([{}, {"spacing": (1.0, 1.5)}, {"size": (18, 33)}]),
+    margin=st.integers(0, 9),
     threads=st.integers(1, 3),
 )
 def test_any_scan_goes_through_c_as_through_numpy(
@@ -189,6 +192,7 @@ def test_any_scan_goes_through_c_as_through_numpy(
     modalities: int,
     normalise: str,
     spread: dict[str, Any],
+    margin: int,
     threads: int,
 ) -> None:
     """Sizes down to a voxel, every orientation, type and kind of preprocessing."""
@@ -202,6 +206,7 @@ def test_any_scan_goes_through_c_as_through_numpy(
         axes=axes,
         **({"field": FIELD * modalities} if normalise == "with a usual field" else {"normalise": normalise}),
         model={"steps": (2, 2)},
+        margin=margin,
         **spread,
     )
     values = np.random.default_rng(seed).normal(size=(modalities, *shape)) * 30 + 100

@@ -85,6 +85,7 @@ def agree(path: Path, other: Path, least: float = 0.999) -> None:
         {"axes": (1,), "classes": 2, "smoothing": 2, "roi": (0.0, 0.85, 0.15, 1.0, 0.1, 0.9)},
         {"axes": (2, 1), "smoothing": 1},
         {"field": FIELD * 2, "modalities": 2, "spacing": (1.3, 0.8)},
+        {"margin": 4, "axes": (2, 1), "context": 1},
         {"field": FLAT.numbers, "axes": (2, 0), "context": 1, "roi": (0.0, 0.85, 0.15, 1.0, 0.3, 0.7)},
     ],
     ids=str,

@@ -177,6 +177,7 @@ def configuration(told: list[dict[str, str]]) -> RunConfig:
         size=numbers("size"),
         roi=numbers("roi", float),
         field=numbers("field", float),
+        margin=int(first.get("margin", 0)),
     )
     model = MedNCAConfig(
         image_channels=int(first["image_channels"]),

@@ -62,7 +62,9 @@ class Slice:
 
         pre, rule = self.model.config.preprocess, self.model.config.model
         slices = prepare_image(Volume(self.scan[0], np.diag([*self.scan[1], 1.0])), pre)
-        stack, inside = pad_to(with_context(slices, np.arange(1), pre.context), rule.multiple, rule.smallest)
+        stack, inside = pad_to(
+            with_context(slices, np.arange(1), pre.context), rule.multiple, rule.smallest, pre.margin
+        )
         return stack[0], inside
 
     def voxelwise(self, probability: Array) -> Array:
