@@ -36,6 +36,7 @@ SCRIPTS = {
     "smoothing": ("smoothing.json", "minutes, after table1"),
     "cards": ("cards/hippocampus_robust.json", "an hour, after table1"),
     "anisotropy": ("anisotropy.json", "a minute"),
+    "margins": ("margins.json", "10 minutes"),
     "fig5": ("fig5.png", "seconds, from stored cards"),
     "fig6": ("fig6.png", "seconds, from stored cards"),
     "trust": ("trust.json", "an hour, after table1"),

@@ -17,6 +17,8 @@ from reproduce.folds import Folds, load
 from reproduce.runs import Training, how, trainings
 from reproduce.stored import FORMAT, VERSION, command
 
+#: Settings that are measured on the scans of each training, by their part.
+MEASURED = (("preprocess", "field"), ("predict", "sizes"))
 #: What is kept of a case's scores, per region.
 KEPT = ("dice", "soft_dice", "soft_slices", "nsd", "hd95_mm", "assd_mm")
 
@@ -169,7 +171,7 @@ def mean_report(cases: dict[str, Any], seeds: Collection[str] | None = None) -> 
 
 def _same_settings(settings: dict[str, Any] | None, training: Training) -> dict[str, Any] | None:
     """Settings of the runs so far and one more run -> the settings without its seed; all must be the same,
-    but for the model that each fold begins with."""
+    but for the model that each fold begins with and what is measured on its training scans."""
     from mednca.config import RunConfig, from_dict, to_dict
 
     file = training.path / "config.json"
@@ -178,6 +180,8 @@ def _same_settings(settings: dict[str, Any] | None, training: Training) -> dict[
     # By way of the configuration: settings that are younger than the run have their defaults.
     config = to_dict(from_dict(RunConfig, read_json(file), str(file)))
     found: dict[str, Any] = json.loads(json.dumps(config))
+    for part, name in MEASURED:
+        found[part][name] = None if found[part][name] is None else []
     seed = found["train"].pop("seed")
     if seed != training.seed:
         raise InputError(f"{file}: must have seed {training.seed} as its folder says, got {seed}")

@@ -311,6 +311,8 @@ def test_sizes_that_differ_without_a_spacing_are_stretched_to_one() -> None:
     assert plan(odd, "pi").config.preprocess.size == (64, 64)
     assert plan(replace(odd, spacing_known=True)).config.preprocess.size is None
     assert plan(replace(odd, least=(150, 150, 15), largest=(170, 170, 47))).config.preprocess.size is None
+    for data, margin in ((odd, 0), (replace(odd, spacing_known=True), 6)):  # stretched ones fill their canvas
+        assert recipe("robust", data).preprocess.margin == margin
 
 
 def test_a_small_organ_is_looked_for_where_it_lies() -> None:

@@ -215,6 +215,18 @@ def test_runs_of_other_settings_are_not_mixed(world: Any, tmp_path: Path) -> Non
         gather.collect(one, tmp_path)
 
 
+def test_what_each_fold_has_measured_on_its_scans_is_no_other_setting(world: Any, tmp_path: Path) -> None:
+    root, experiment = world
+    asked = replace(experiment, seeds=(0,), changes=experiment.changes | {"predict": {"sizes": []}})
+    runs.run(asked, root, tmp_path, only=("fold_0", "fold_1"), progress=False)
+    trained = [one for one in runs.trainings(asked, tmp_path) if one.finished]
+    sizes = [load_model(one.path).config.predict.sizes for one in trained]
+    assert len(set(sizes)) == 2 and None not in sizes
+    result = gather.collect(asked, tmp_path)
+    assert result is not None and result["config"]["predict"]["sizes"] == []
+    assert {case["fold"] for case in result["cases"].values()} == {"fold_0", "fold_1"}
+
+
 def test_quick_results_are_marked_and_never_taken_for_full_ones(world: Any, tmp_path: Path) -> None:
     root, experiment = world
     result = gather.collect(experiment, root / "runs", quick=True)

@@ -24,8 +24,9 @@ def native(data: Fingerprint) -> RunConfig:
 
 #: Of the robust recipe: share of the slices that are taken from copies with artefacts.
 ARTEFACTS = 0.3
-#: Of the same: pixels by which its slices go on beyond their ends, as they mostly do in training. Without, an
-#: organ at the end of a scan is lost more often; more brings no more.
+#: Of the same: pixels by which its slices go on beyond their ends, as they do on the canvas in training.
+#: Without, an organ at the end of a scan is lost more often; more brings no more. Slices that are all stretched
+#: to one size fill their canvas, and a model that has never seen them go on does worse with a margin.
 MARGIN = 6
 
 
@@ -37,10 +38,11 @@ def robust(data: Fingerprint) -> RunConfig:
 
 def hardened(config: RunConfig) -> RunConfig:
     """Planned configuration -> the same prepared for fields, sizes and artefacts."""
+    margin = MARGIN if config.preprocess.size is None else 0
     return replace(
         config,
         recipe=config.recipe.replace("native", "robust"),
-        preprocess=replace(config.preprocess, field=(), margin=MARGIN),
+        preprocess=replace(config.preprocess, field=(), margin=margin),
         augment=replace(config.augment, artefacts=ARTEFACTS),
         predict=replace(config.predict, sizes=()),
     )
