@@ -152,12 +152,14 @@ def test_how_the_robust_recipe_holds_is_what_its_card_says() -> None:
     robust, plain = (
         result(f"reproduce/results/table1/hippocampus_{name}.json") for name in ("robust", "best")
     )
-    fold = {name: case for name, case in plain["cases"].items() if case["fold"] == "fold_0"}
-    assert fold.keys() == robust["cases"].keys()
-    means = [
-        statistics.fmean(case["scores"]["0"]["merged"]["dice"] for case in cases.values())
-        for cases in (robust["cases"], fold)
+    judged = {case["fold"] for case in robust["cases"].values()}
+    same = {name: case for name, case in plain["cases"].items() if case["fold"] in judged}
+    assert same.keys() == robust["cases"].keys()
+    dice = [
+        [case["scores"]["0"]["merged"]["dice"] for case in cases.values()]
+        for cases in (robust["cases"], same)
     ]
+    means = [statistics.fmean(values) for values in dice]
     cards = {name: read_card(name, ROOT / "reproduce/results") for name in CARDS}
     there = {name: card for name, card in cards.items() if card is not None}
     assert list(there) == list(CARDS)
@@ -166,7 +168,10 @@ def test_how_the_robust_recipe_holds_is_what_its_card_says() -> None:
     told = ", ".join(f"{lost[name] + 0.0:.1f}" for name in ("bias_field", "noise", "scale"))
     assert f"{means[0]:.3f} (default recipe: {means[1]:.3f}); {told}; " in README
     page = (ROOT / "docs/explanation/robustness.md").read_text(encoding="utf-8")
-    assert f"{means[0]:.3f} with the recipe `robust`" in page and f"of {means[1]:.3f} with the" in page
+    words = " ".join(page.split())
+    for values, recipe in zip(dice, ("recipe `robust`", "default one"), strict=True):
+        assert f"{statistics.fmean(values):.3f} with the {recipe} (least {min(values):.3f})" in words
+    assert f"the {len(dice[0])} cases of both folds" in words and len(judged) == 2
     asked = rows_of(page, "| what is done to the scan | asked for |")
     assert len(asked) == len(claims.CLAIMS)
     for claim, row in zip(claims.CLAIMS, asked.values(), strict=True):
@@ -192,7 +197,8 @@ def test_what_the_versions_of_the_robust_recipe_came_to_is_what_is_stored() -> N
     page = (ROOT / "docs/explanation/robustness.md").read_text(encoding="utf-8")
     trials = result("reproduce/results/robust_trials.json")["trials"]
     card = read_card("hippocampus_robust", ROOT / "reproduce/results")
-    now = result("reproduce/results/table1/hippocampus_robust.json")["cases"].values()
+    every = result("reproduce/results/table1/hippocampus_robust.json")["cases"].values()
+    now = [case for case in every if case["fold"] == "fold_0"]
     assert card is not None
     before = [trials["best_before"], trials["best_second"]]
     means = [trial["dice"] for trial in before]
@@ -211,6 +217,19 @@ def test_what_the_versions_of_the_robust_recipe_came_to_is_what_is_stored() -> N
     labels = result("reproduce/results/anisotropy.json")["cases"]
     kept = statistics.fmean(labels[case]["4"] for case in card["cases"])
     assert f"keep a Dice of {kept:.3f} with themselves" in " ".join(page.split())
+
+
+def test_what_a_margin_does_is_what_was_measured() -> None:
+    told = result("reproduce/results/margins.json")
+    page = (ROOT / "docs/explanation/robust-input.md").read_text(encoding="utf-8")
+    rows = rows_of(page, "| margin | as they are |")
+    assert {name.replace("none", "0") for name in rows} == told["time"].keys()
+    views = ("clean 0", "crop 0.2", "crop 0.4", "translation 0.2", "translation_edge 0.3")
+    for name, row in rows.items():
+        margin = name.replace("none", "0")
+        dice = [f"{told['summary'][view][margin]:.3f}" for view in views]
+        assert row == f"| {name} | {' | '.join(dice)} | {told['time'][margin]:.2f} |"
+    assert all(len(case["views"]) == len(told["summary"]) for case in told["cases"].values())
 
 
 def test_how_the_prostate_holds_is_what_its_card_says() -> None:

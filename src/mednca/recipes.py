@@ -25,8 +25,8 @@ def native(data: Fingerprint) -> RunConfig:
 #: Of the robust recipe: share of the slices that are taken from copies with artefacts.
 ARTEFACTS = 0.3
 #: Of the same: pixels by which its slices go on beyond their ends, as they do on the canvas in training.
-#: Without, an organ at the end of a scan is lost more often; more brings no more. Slices that are all stretched
-#: to one size fill their canvas, and a model that has never seen them go on does worse with a margin.
+#: Without, an organ at the end of a scan is lost more often; more brings no more. Slices stretched to one
+#: size fill their canvas, and a model that has never seen them go on does worse with a margin.
 MARGIN = 6
 
 

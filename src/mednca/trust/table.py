@@ -247,15 +247,19 @@ def judge(predictor: Predictor, scan: LabelledScan, case: Perturbed, job: Job, m
     strange = job.perturbation.startswith(STRANGER)
     dice = 0.0 if strange else round(dice_score(mask, label), 6)
     group = scan.case.group or scan.id
-    variance = _variance(prediction, mask)
+    variance = _variance(prediction)
     return Row(scan.id, group, *job, model, dice, round(case.kept, 6), found, variance, seconds)
 
 
-def _variance(prediction: Prediction, mask: NDArray[np.bool_]) -> float | None:
-    """Prediction and where its mask is -> mean variance of the samples there."""
-    if prediction.spread is None or not mask.any():
+def _variance(prediction: Prediction) -> float | None:
+    """Prediction -> mean variance of the samples in its mask; in that of the look that it comes from, where
+    nothing is left of it on the scan's own grid."""
+    if prediction.spread is None or prediction.look is None:
         return None
-    return round(float((prediction.spread.data[0][mask].astype(np.float64) ** 2).mean()), 8)
+    spread, mask = prediction.spread.data, prediction.mask.data[0] != 0
+    if not mask.any():
+        spread, mask = prediction.look.spread, prediction.look.mask != 0
+    return round(float((spread[0][mask].astype(np.float64) ** 2).mean()), 8) if mask.any() else None
 
 
 def write_row(path: Path, row: Row) -> None:
