@@ -19,9 +19,11 @@ from mednca.dataset import load_scan
 from mednca.errors import InputError
 from mednca.modelfile import load_model, save_model
 from mednca.perturb import find
+from mednca.predict import Look, Prediction
 from mednca.robustness import CLEAN, Job
 from mednca.trust import table as trust_table
 from mednca.trust.table import STRANGER, STRANGERS, Part, draw_jobs, held_out, measure, perturbed, read_table
+from mednca.volume import Volume
 from tests.small import tiny_model, write_data
 
 GEOMETRY = find(["crop", "pad", "translation"])
@@ -226,3 +228,18 @@ def test_a_part_without_cases_is_skipped(data: Path, tmp_path: Path) -> None:
     part = held_out(runs, cases(data))[0]
     empty = Part(part.model, ())
     assert measure([empty], lambda case: [Job(CLEAN, 0.0, 0)], tmp_path / "t.jsonl") == []
+
+
+def test_the_variance_is_that_of_the_look_where_the_mask_is_gone_on_the_scan_s_own_grid() -> None:
+    """A second look on a finer grid may find a few voxels that do not come back."""
+    there = np.zeros((3, 3, 3), np.uint8)
+    there[1, 1, 1] = 1
+    spread = np.full((1, 3, 3, 3), 0.2, np.float32)
+    own, fine = Volume(np.zeros((1, 2, 2, 2), np.uint8), np.eye(4)), Volume(there[None], np.eye(4))
+    look = Look(fine, there, spread, spread, {}, None)
+    nothing = Volume(np.full((1, 2, 2, 2), 0.5, np.float32), np.eye(4))
+    gone = Prediction(own, None, {}, nothing, look)
+    assert trust_table._variance(gone) == pytest.approx(0.04)
+    stayed = replace(gone, mask=own.with_data(np.ones_like(own.data)))
+    assert trust_table._variance(stayed) == pytest.approx(0.25)
+    assert trust_table._variance(replace(gone, look=replace(look, mask=np.zeros_like(there)))) is None
