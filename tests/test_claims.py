@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mednca.modelfile import load_model
-from mednca.robustness.report import points
+from mednca.robustness.report import IN_VIEW, points
 from reproduce import claims
 from reproduce.catalogue import CARDS, PROSTATE_CARD
 from reproduce.plans import rows, stored
@@ -230,6 +230,21 @@ def test_what_a_margin_does_is_what_was_measured() -> None:
         dice = [f"{told['summary'][view][margin]:.3f}" for view in views]
         assert row == f"| {name} | {' | '.join(dice)} | {told['time'][margin]:.2f} |"
     assert all(len(case["views"]) == len(told["summary"]) for case in told["cases"].values())
+    lost = {
+        margin: [
+            100
+            * statistics.fmean(
+                case["views"]["clean 0"]["dice"][margin] - case["views"][view]["dice"][margin]
+                for case in told["cases"].values()
+                if case["views"][view]["kept"] >= IN_VIEW
+            )
+            for view in ("translation 0.2", "translation_edge 0.3")
+        ]
+        for margin in ("0", "6")
+    }
+    words = " ".join((ROOT / "docs/explanation/robustness.md").read_text(encoding="utf-8").split())
+    assert "({:.2f} and {:.2f})".format(*lost["6"]) in words
+    assert "it was {:.1f} and {:.1f} points".format(*lost["0"]) in words
 
 
 def test_how_the_prostate_holds_is_what_its_card_says() -> None:

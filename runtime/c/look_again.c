@@ -97,7 +97,7 @@ static int bring_back(const mednca_model *model, const answer *seen, const int64
 }
 
 int look_again(const mednca_model *model, const mednca_scan *scan, const nifti_image *image, const settings *set,
-                      answer *a, mednca_counts *counts, char *message, size_t message_size)
+               answer *a, mednca_counts *counts, char *message, size_t message_size)
 {
     answer seen = *a;
     int64_t shape[3];

@@ -1,5 +1,5 @@
-/* What the files of mednca-run share. mednca-run.c has arguments, files and errors, segment.c threads and progress, look_again.c the second look,
- * bench.c the benchmark, nifti.c scans and masks, mednca.c the engine. */
+/* What the files of mednca-run share. mednca-run.c has arguments, files and errors, segment.c threads and progress,
+ * look_again.c the second look, bench.c the benchmark, nifti.c scans and masks, mednca.c the engine. */
 #ifndef MEDNCA_RUN_H
 #define MEDNCA_RUN_H
 
