@@ -17,7 +17,7 @@ from mednca.card import describe
 from mednca.errors import InputError
 from mednca.modelfile import load_model, save_model, to_bytes
 from mednca.predict import Predictor
-from mednca.trust import Curve, Group, Interval, Scale, Trust, assess
+from mednca.trust import Curve, Group, Interval, Scale, Slope, Trust, assess
 from mednca.volume import Volume
 from tests.small import tiny_model, voxels
 from tests.trusting import score, table, trusted
@@ -62,6 +62,38 @@ def test_what_lies_inside_the_training_set_is_no_reason() -> None:
     odd = replace(SMALL, curves=(Curve("volume+", (0.2,), (1.0,)),))
     assert assess(odd, USUAL | {"volume": 4.0}).dice < 0.8
     assert assess(odd, USUAL | {"volume": 4.0}).reasons == ()
+
+
+@pytest.mark.parametrize(
+    ("nqm", "volume", "adds"),
+    [
+        (0.05, 2.0, 0.0),
+        (0.04, 2.0, 0.3),
+        (0.03, 2.0, 0.6),
+        (0.01, 2.0, 0.6),  # no farther than it reaches
+        (None, 2.0, -1.5),  # not there: nothing is added, and the curve takes all
+        (0.05, 2.0 * np.exp(0.5), 0.1),
+        (0.05, 40.0, 0.2),
+    ],
+)
+def test_a_slope_adds_with_the_distance_and_ends(nqm: float | None, volume: float, adds: float) -> None:
+    leaning = replace(SMALL, slopes=(Slope("nqm", -0.3, 2.0), Slope("volume", 0.1, 2.0)))
+    found = assess(leaning, USUAL | {"nqm": nqm, "volume": volume})
+    assert found.dice == pytest.approx(1 / (1 + np.exp(-2 - adds)))
+
+
+def test_what_a_slope_takes_is_a_reason() -> None:
+    leaning = replace(SMALL, slopes=(Slope("nqm", -0.3, 2.0), Slope("volume", 0.3, 3.0)), curves=())
+    found = assess(leaning, USUAL | {"nqm": 0.09, "volume": 0.5})
+    assert [reason.split()[0] for reason in found.reasons] == ["volume", "disagreement"]
+    assert assess(leaning, USUAL | {"volume": 40.0}).reasons == ()  # it is odd, but nothing is taken for it
+
+
+def test_a_score_without_slopes_is_read_as_before() -> None:
+    values = {name: value for name, value in trust.to_json(SMALL).items() if name != "slopes"}
+    back = trust.from_json(json.loads(json.dumps(values | {"version": 1})), "old.safetensors: trust")
+    assert back == replace(SMALL, version=1)
+    assert assess(back, USUAL | {"volume": 0.2}) == assess(SMALL, USUAL | {"volume": 0.2})
 
 
 def test_outside_of_what_was_calibrated_the_score_falls_with_the_distance() -> None:
@@ -122,6 +154,9 @@ def test_the_engine_in_c_opens_a_model_with_a_score() -> None:
         ({"curves": [{"feature": "beauty", "at": [1.0], "takes": [1.0]}]}, "scales must hold 'beauty'"),
         ({"curves": [{"feature": "nqm", "at": [1.0], "takes": [-1.0]}]}, "must rise"),
         ({"curves": [{"feature": "nqm", "at": [2.0, 1.0], "takes": [0.0, 1.0]}]}, "rising places"),
+        ({"slopes": [{"trait": "beauty", "adds": 1.0, "reach": 3.0}]}, "scales must hold 'beauty'"),
+        ({"slopes": [{"trait": "nqm", "adds": 1.0, "reach": 3.0}]}, "the trait's own sign"),
+        ({"slopes": [{"trait": "volume", "adds": 1.0, "reach": 0.0}]}, "reach beyond 0"),
         ({"intervals": []}, "intervals must begin at 0"),
         ({"coverage": 1.5}, "must be shares"),
         (

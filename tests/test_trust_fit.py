@@ -16,6 +16,7 @@ from mednca import trust
 from mednca.errors import InputError
 from mednca.trust import fit as trust_fit
 from mednca.trust.fit import figures, out_of_fold, quantile, spearman
+from mednca.trust.regression import DRAWN, REACHES, lean
 from tests.trusting import score, table
 
 GROUPS = st.lists(
@@ -130,15 +131,47 @@ def test_the_expected_dice_never_rises_with_what_is_worse(name: str, a: float, b
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.sampled_from(["volume", "inside", "size_r", "edges"]), st.floats(0.1, 50), st.floats(1, 20))
-def test_nor_with_the_distance_from_training(name: str, factor: float, further: float) -> None:
+@given(st.sampled_from(["volume", "inside", "size_r", "edges"]), st.booleans(), st.floats(1, 9))
+def test_nor_with_the_distance_from_training(name: str, above: bool, further: float) -> None:
+    """Beyond what a slope reaches, which tells ordinary cases apart."""
     found = dict(table(persons=1)[0].traits)
-    middle = next(scale for scale in score().scales if scale.trait == name).middle
-    middle = math.exp(middle) if trust.traits.find(name).log else middle
-    away = further if factor >= 1 else 1 / further
-    near, far = (found | {name: middle * factor}, found | {name: middle * factor * away})
+    scale = next(scale for scale in score().scales if scale.trait == name)
+    reach = max([slope.reach for slope in score().slopes if slope.trait == name], default=0.0)
+    value = math.exp if trust.traits.find(name).log else float
+    places = [scale.middle + (1 if above else -1) * far * scale.spread for far in (reach, reach * further)]
+    near, far = (found | {name: value(place)} for place in places)
     many = trust.expect(score(), [near, far])
     assert many.dice[0] >= many.dice[1] - 1e-12
+
+
+def test_slopes_tell_ordinary_cases_apart() -> None:
+    """Good masks only, a little better the larger the organ and the surer the model; steps alone say less."""
+    random = np.random.default_rng(5)
+    rows = []
+    for row in table(persons=80, each=0, strangers=False):
+        sure, large = random.normal(size=2)
+        told = {"entropy": 0.4 - 0.05 * sure, "volume": 3 * math.exp(0.2 * large)}
+        dice = 0.88 + 0.02 * sure + 0.02 * large + random.normal(0, 0.01)
+        rows.append(replace(row, dice=float(dice), traits=row.traits | told))
+    found = trust_fit.fit(rows)
+    slopes = {slope.trait: slope.adds for slope in found.slopes}
+    assert slopes["entropy"] < -0.05 and slopes["volume"] > 0.05
+    assert all(abs(adds) < 0.03 for name, adds in slopes.items() if name not in ("entropy", "volume"))
+    assert figures(out_of_fold(rows))["spearman"] > 0.85
+
+
+def test_a_slope_is_that_of_ridge_regression() -> None:
+    places = {"volume": np.array([-1.0, 0.0, 1.0, 9.0]), "entropy": np.array([0.0, 1.0, -1.0, 0.0])}
+    dice, weights = np.array([0.7, 0.8, 0.9, 0.1]), np.array([1.0, 2.0, 1.0, 1.0])
+    found, added = lean(places, dice, np.ones(4, bool), weights)  # the last is worth nothing
+    table = np.array([[0.0, -1.0], [1.0, 0.0], [-1.0, 1.0]])
+    heavy = np.diag(weights[:3])
+    table = table - np.average(table, axis=0, weights=weights[:3])
+    odds = trust.log_odds(dice[:3])
+    square = table.T @ heavy @ table + np.diag([DRAWN[True], DRAWN[False]])
+    wanted = np.linalg.solve(square, table.T @ heavy @ (odds - np.average(odds, weights=weights[:3])))
+    assert [slope.adds for slope in found] == pytest.approx(wanted, rel=1e-5)
+    assert added[3] == pytest.approx(found[1].adds * REACHES[False], rel=1e-5)
 
 
 def test_too_few_persons_are_refused() -> None:
@@ -185,7 +218,7 @@ def test_traits_that_a_model_does_not_have_are_left_out() -> None:
 def test_a_trait_that_never_varies_says_nothing() -> None:
     rows = [replace(row, traits=row.traits | {"nqm": 0.1}) for row in table(persons=10, strangers=False)]
     found = trust_fit.fit(rows, only=["nqm"])
-    assert found.curves == ()
+    assert found.curves == found.slopes == ()
     mean = np.mean([row.dice for row in rows])
     assert trust.expect(found, [rows[0].traits]).dice[0] == pytest.approx(mean, abs=1e-4)
 

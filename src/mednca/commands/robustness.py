@@ -51,7 +51,7 @@ class Robustness:
     write_images: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Also write the perturbed images and labels, named as nnU-Net reads them, and an index.json."""
     quick: bool = False
-    """Few severities, at most 30 cases, one run of fire masks."""
+    """Few severities, at most 24 cases, one run of fire masks."""
     only: Annotated[str | None, arg(metavar="NAME,...", help_behavior_hint="(default: all)")] = None
     """Perturbations to judge, by name."""
     seeds: int = 1

@@ -36,7 +36,7 @@ FORMAT, VERSION = "mednca-robustness", 1
 #: The case as it is, among the names of perturbations.
 CLEAN = "clean"
 #: Cases of quick mode.
-QUICK_CASES = 30
+QUICK_CASES = 24
 
 
 class Job(NamedTuple):

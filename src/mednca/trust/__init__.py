@@ -3,21 +3,22 @@
     traits.py    a scan and what a model said of it -> traits
     here         assess(trust, traits) -> Expected(dice=0.89, low=0.84, high=0.93, reasons=())
     table.py     held-out cases, as they are and perturbed -> a table of predictions and how right each was
-    fit.py       table -> trust score
+    fit.py       table -> trust score, with regression.py
     report.py    how good it is
 
-It is a sum of monotone curves. Each trait is turned so that more is worse: a signal as it is, anything else
-as its distance from the training set, below and above its median, in robust standard deviations. Three more
-distances are of many traits together (`Group`). Each curve then takes something from the log odds of the
-Dice, never the less the worse the trait:
+It is a sum of monotone curves and bounded slopes. For the curves each trait is turned so that more is worse:
+a signal as it is, anything else as its distance from the training set, below and above its median, in robust
+standard deviations. Three more distances are of many traits together (`Group`). Each curve then takes
+something from the log odds of the Dice, never the less the worse the trait. A slope tells ordinary cases
+apart, and ends a few standard deviations from the median:
 
-    dice = 1 / (1 + exp(-(base - sum of curve(trait))))
+    dice = 1 / (1 + exp(-(base + sum of slope(trait) - sum of curve(trait))))
 
-So a score never rises because something looks stranger. Where scan, mask or field of view as a whole is
-farther from training than anything in calibration the curves know nothing; there the score is also multiplied
-by the distance that was seen over that there is, and the interval goes down to 0. The interval is conformal:
-for each range of expected Dice it is as wide as it must be to hold the true Dice of new persons so often. See
-docs/explanation/trust.md.
+So a score never rises because something looks stranger than that. Where scan, mask or field of view as a
+whole is farther from training than anything in calibration the curves know nothing; there the score is also
+multiplied by the distance that was seen over that there is, and the interval goes down to 0. The interval is
+conformal: for each range of expected Dice it is as wide as it must be to hold the true Dice of new persons so
+often. See docs/explanation/trust.md.
 
 All of it is plain numbers in the header of the model file.
 """
@@ -37,7 +38,8 @@ from mednca.errors import InputError
 from mednca.trust import traits
 from mednca.trust.traits import Traits
 
-VERSION = 1
+#: Of the score; an older one is read as it was.
+VERSION = 2
 Array = NDArray[np.float64]
 #: The largest distance that is told apart: nothing hangs on it, and JSON has no infinity.
 FAR = 99.0
@@ -108,6 +110,22 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Slope:
+    """What a trait adds to the log odds of the Dice, evenly with its distance from the middle.
+
+    Attributes:
+        trait: Its name.
+        adds: For each spread above the middle; below it, the same is taken. Of a trait of which more or less
+            is better it has that sign.
+        reach: Spreads from the middle beyond which no more is added or taken.
+    """
+
+    trait: str
+    adds: float
+    reach: float
+
+
+@dataclass(frozen=True)
 class Interval:
     """How far the true Dice is from an expected one of at least `above`, in log odds; None is any distance,
     as too few persons were seen to say."""
@@ -121,13 +139,14 @@ class Trust:
     """A fitted trust score.
 
     Attributes:
-        base: Log odds of the Dice where nothing is taken.
+        base: Log odds of the Dice where nothing is added or taken.
         scales: Of every trait that is used.
         groups: Of those that are held against it together.
         curves: What is taken.
         intervals: By expected Dice, rising from 0.
         empty: The same for empty masks, whose expected Dice is `empty_dice`.
         empty_dice: Mean Dice of the empty masks in calibration; 0 where there were none.
+        slopes: What is added.
         coverage: How often an interval holds the true Dice.
         ensemble: Runs with other fire masks that the model was calibrated with.
         version: Of the traits and of this.
@@ -140,20 +159,21 @@ class Trust:
     intervals: tuple[Interval, ...]
     empty: Interval = field(default_factory=lambda: Interval(0.0, None))
     empty_dice: float = 0.0
+    slopes: tuple[Slope, ...] = ()
     coverage: float = 0.9
     ensemble: int = 1
     version: int = VERSION
 
     def __post_init__(self) -> None:
-        if self.version != VERSION:
+        if not 1 <= self.version <= VERSION:
             raise ValueError(
-                f"version of the trust score must be {VERSION}, got {self.version}; fit it again with "
-                "'mednca trust'"
+                f"version of the trust score must be at most {VERSION}, got {self.version}; upgrade mednca"
             )
         groups = {group.name for group in self.groups}
         known = {scale.trait for scale in self.scales}
         used = [name for group in self.groups for name in group.traits]
         used += [c.feature.rstrip("+-") for c in self.curves if c.feature not in groups]
+        used += [slope.trait for slope in self.slopes]
         if lost := sorted(set(used) - known):
             raise ValueError(f"scales must hold {lost[0]!r}")
         for scale in self.scales:
@@ -174,6 +194,9 @@ class Trust:
                 raise ValueError(f"curve of {curve.feature} must have as many rising places as values")
             if list(curve.takes) != sorted(curve.takes) or min(curve.takes, default=0) < 0:
                 raise ValueError(f"curve of {curve.feature} must rise from 0 or more")
+        for slope in self.slopes:
+            if slope.adds * traits.find(slope.trait).good < 0 or not slope.reach > 0:
+                raise ValueError(f"slope of {slope.trait} must reach beyond 0 and have the trait's own sign")
         starts = [interval.above for interval in self.intervals]
         if not starts or starts[0] != 0 or starts != sorted(starts):
             raise ValueError(f"intervals must begin at 0 and rise, got {starts}")
@@ -281,6 +304,13 @@ def takes(curve: Curve, values: Array) -> Array:
     return found
 
 
+def adds(slope: Slope, places: Array) -> Array:
+    """Slope and the distances of its trait (N,) -> what is added to the log odds (N,), nothing for what is
+    not there."""
+    found: Array = slope.adds * np.nan_to_num(np.clip(places, -slope.reach, slope.reach))
+    return found
+
+
 # ---- Assess ----
 
 
@@ -299,6 +329,9 @@ def expect(trust: Trust, cases: Sequence[Traits]) -> Many:
     """Trust score and traits of N cases -> what is to be expected of their masks."""
     told = features(trust.scales, trust.groups, cases)
     odds = np.full(len(cases), trust.base)
+    places = distances(trust.scales, cases)
+    for slope in trust.slopes:
+        odds += adds(slope, places[slope.trait])
     for curve in trust.curves:
         odds -= takes(curve, told[curve.feature])
     starts = [interval.above for interval in trust.intervals]
@@ -358,6 +391,11 @@ def _reasons(trust: Trust, found: Traits) -> tuple[str, ...]:
         if excess > 1:
             pulls[group.name] = pulls.get(group.name, 0.0) + FAR * excess
     places = {name: float(values[0]) for name, values in distances(trust.scales, [found]).items()}
+    for slope in trust.slopes:
+        place = places[slope.trait]
+        side = "" if traits.find(slope.trait).good else "+" if place > 0 else "-"
+        key = slope.trait + side
+        pulls[key] = pulls.get(key, 0.0) - float(adds(slope, np.array(place)))
     empty = _empty(found)
     reasons = ["the mask is empty"] if empty else []
     for name in sorted(pulls, key=lambda name: -pulls[name]):

@@ -4,17 +4,15 @@
     rows -> out_of_fold -> Judged     the same, each person judged by a score that has not seen them
     Judged -> figures                 rank correlation, flagged cases, false alarms, coverage
 
-Everything is split by person, never by row: two predictions of one person are alike. The curves are fitted by
-gradient boosting of steps on the log odds (fractional logistic regression: Papke and Wooldridge 1996;
-Friedman 2001), which may only ever go down. The interval is split conformal with groups of predictions,
-`quantile`, for each range of expected Dice by itself (Mondrian), with residuals of persons that the curves
-had not seen.
+Everything is split by person, never by row: two predictions of one person are alike. How slopes and curves
+are fitted is in `regression`. The interval is split conformal with groups of predictions, `quantile`, for
+each range of expected Dice by itself (Mondrian), with residuals of persons that the score had not seen.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,12 +22,10 @@ from numpy.typing import NDArray
 from mednca import trust
 from mednca.errors import InputError
 from mednca.robustness import CLEAN
-from mednca.trust import Curve, Expected, Group, Interval, Scale, Trust, traits
+from mednca.trust import Expected, Group, Interval, Scale, Trust, traits
+from mednca.trust.regression import boost, lean, short
 from mednca.trust.table import STRANGER, Row
 
-#: Boosting: rounds, share of a step that is taken, rows on each side of a step at least, places for steps per
-#: feature, weight of the prior in a leaf, share of rows and of features that a round looks at.
-ROUNDS, RATE, LEAF, PLACES, PRIOR, SHARE = 150, 0.1, 8, 64, 2.0, 0.8
 #: Parts that persons are dealt into.
 PARTS = 5
 #: Ranges of expected Dice with an interval of their own at most, and persons in each at least.
@@ -109,11 +105,17 @@ def fit(
         )
     scales, groups = reference(rows, only)
     seen = [row for row in rows if not row.empty]
+    cases = [_traits(row) for row in seen]
+    dice = np.array([row.dice for row in seen])
+    weights = _fair([row.group for row in seen])
+    organ = np.array([not row.is_stranger for row in seen], bool)
+    slopes, added = lean(trust.distances(scales, cases), dice, organ, weights)
     base, curves = boost(
-        trust.features(scales, groups, [_traits(row) for row in seen]),
-        np.array([row.dice for row in seen]),
+        trust.features(scales, groups, cases),
+        dice,
         [row.perturbation == CLEAN for row in seen],
-        _fair([row.group for row in seen]),
+        weights,
+        added,
     )
     empty = [row.dice for row in rows if row.empty]
     found = Trust(
@@ -123,6 +125,7 @@ def fit(
         curves,
         (Interval(0.0, None),),
         empty_dice=float(np.mean(empty)) if empty else 0.0,
+        slopes=slopes,
         coverage=coverage,
         ensemble=ensemble,
     )
@@ -163,7 +166,7 @@ def reference(
         places = np.array([trait.position(value) for value in known])
         middle = float(np.median(places))
         spread = max(1.4826 * float(np.median(np.abs(places - middle))), trait.least)
-        scales.append(_short(Scale(name, middle, spread, min(known), max(known))))
+        scales.append(short(Scale(name, middle, spread, min(known), max(known))))
     of_clean, of_labelled = (trust.distances(scales, cases) for cases in (clean, labelled))
     groups = []
     for name, (words, members) in TOGETHER.items():
@@ -178,90 +181,8 @@ def reference(
         full = ~np.isnan(np.stack([of_labelled[one] for one in there])).any(axis=0)
         far = trust.unlike(group, {one: of_labelled[one][full] for one in there})
         high = float(trust.unlike(group, of_clean).max())
-        groups.append(_short(replace(group, high=high, above=max(REACH, float(np.quantile(far, 0.99))))))
+        groups.append(short(replace(group, high=high, above=max(REACH, float(np.quantile(far, 0.99))))))
     return tuple(scales), tuple(groups)
-
-
-def _short(value: Any) -> Any:
-    """Scale or group -> the same with six digits of each number."""
-    numbers = {name: float(f"{part:.6g}") for name, part in vars(value).items() if isinstance(part, float)}
-    return replace(value, **numbers)
-
-
-def boost(
-    told: Mapping[str, Array], dice: Array, clean: Sequence[bool], weights: Array, *, seed: int = 0
-) -> tuple[float, tuple[Curve, ...]]:
-    """Features (N,) of N cases, Dice of each, whether it is a clean one, and its weight -> base and curves.
-
-    Each round takes the one step down of one feature that lowers the loss most, among a part of the features
-    and by a part of the rows, so that correlated traits share the work.
-    """
-    names = sorted(told)
-    table = np.stack([told[name] for name in names], axis=1)  # (N, features)
-    places = [_try(column) for column in table.T]
-    width = max(map(len, places), default=0) + 1
-    bins = np.stack(
-        [np.searchsorted(at, column, side="left") for at, column in zip(places, table.T, strict=True)], axis=1
-    )
-    flat = bins + width * np.arange(len(names))
-    steps = np.zeros((len(names), width))
-    mean = float(np.clip((weights * dice).sum() / weights.sum(), 0.01, 0.99))
-    base = math.log(mean / (1 - mean))
-    odds = np.full(len(dice), base)
-    count = _histogram(flat, np.ones(len(dice)), names, width)[:, :-1].cumsum(axis=1)
-    allowed = (count >= LEAF) & (len(dice) - count >= LEAF)
-    random = np.random.default_rng(seed)
-    for _ in range(ROUNDS if allowed.any() else 0):
-        chance = 1 / (1 + np.exp(-odds))
-        drawn = np.flatnonzero(random.random(len(dice)) < SHARE)
-        part = weights[drawn]
-        slope, bend = part * (chance - dice)[drawn], part * (chance * (1 - chance))[drawn]
-        gradient = _histogram(flat[drawn], slope, names, width)[:, :-1].cumsum(axis=1)
-        hessian = _histogram(flat[drawn], bend, names, width)[:, :-1].cumsum(axis=1)
-        rest = slope.sum() - gradient, bend.sum() - hessian
-        left, right = -gradient / (hessian + PRIOR), -rest[0] / (rest[1] + PRIOR)
-        gain = gradient**2 / (hessian + PRIOR) + rest[0] ** 2 / (rest[1] + PRIOR)
-        gain = np.where(allowed & (right < left), gain, -np.inf)
-        gain[random.random(len(names)) >= SHARE] = -np.inf
-        feature, place = np.unravel_index(int(gain.argmax()), gain.shape)
-        if not np.isfinite(gain[feature, place]):
-            continue
-        up, down = float(left[feature, place]), float(right[feature, place])
-        base += RATE * up
-        steps[feature, place] += RATE * (up - down)
-        odds += RATE * np.where(bins[:, feature] > place, down, up)
-    curves = []
-    for number, name in enumerate(names):
-        at = np.flatnonzero(steps[number] > 0)
-        if not at.size:
-            continue
-        rising = np.cumsum(steps[number][at])
-        curve = Curve(
-            name,
-            tuple(float(f"{places[number][place]:.6g}") for place in at.tolist()),
-            tuple(float(f"{value:.5g}") for value in rising.tolist()),
-        )
-        usual = np.median(trust.takes(curve, table[np.array(clean), number]))
-        curves.append(replace(curve, usual=float(usual)))
-    return float(f"{base:.6g}"), tuple(curves)
-
-
-def _try(column: Array) -> Array:
-    """A feature of all rows -> the places where a step may be, between values that there are."""
-    values = np.unique(column)
-    middles = (values[1:] + values[:-1]) / 2
-    if len(middles) > PLACES:
-        shares = (np.arange(PLACES) + 1) / (PLACES + 1)
-        wanted = np.quantile(column, shares, method="nearest")
-        middles = middles[np.unique(np.clip(np.searchsorted(values, wanted), 0, len(middles) - 1))]
-    return middles
-
-
-def _histogram(flat: NDArray[np.int64], values: Array, names: Sequence[str], width: int) -> Array:
-    """Bin of each row and feature, and a value for each row -> sums (features, bins)."""
-    repeated = np.repeat(values, len(names))
-    sums: Array = np.bincount(flat.ravel(), repeated, len(names) * width).astype(np.float64)
-    return sums.reshape(len(names), width)
 
 
 # ---- Intervals ----
