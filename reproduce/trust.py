@@ -176,6 +176,8 @@ def run(asked: argparse.Namespace) -> dict[str, Any]:
     result = trust_report.report(
         rows, below=BELOW, families=True, progress=lambda todo: tqdm(todo, unit=" fits"), **options
     )
+    bare = trust_fit.out_of_fold(rows, slopes=False, **options)
+    result["without_slopes"] = trust_fit.figures(bare, below=BELOW)
     naive = trust_fit.fit([row for row in rows if not row.is_stranger], **options)
     foreign = measure_others(asked.data_root, parts[0], folder / "others.jsonl", asked.others)
     result["others"] = {}
@@ -220,7 +222,7 @@ def page(result: dict[str, Any]) -> str:
 
     head = ("", "predictions", "Dice < 0.8", "rank correlation", "ROC area", "flagged", "false alarms")
     head += ("flagged at 15 % alarms", "coverage", "median width", "mean error")
-    told, score = result["provenance"], result["score"]
+    told, score, bare = result["provenance"], result["score"], result["without_slopes"]
     alone = [line(f"{name} alone", part) for name, part in result["alone"].items()]
     parts = [line(name, part) for name, part in result["parts"].items()]
     unknown = [line(name, part) for name, part in result["unknown"].items()]
@@ -245,7 +247,7 @@ def page(result: dict[str, Any]) -> str:
             f"not seen. Flagged: expected Dice below {result['below']:g}, of the masks whose Dice is; false "
             f"alarms: the same of the others. {told['out_of_view']} predictions in which the organ has left "
             "the image are left out.",
-            markdown(head, [line("the score", score), *alone]),
+            markdown(head, [line("the score", score), line("without slopes", bare), *alone]),
             "By what was done to the scans:",
             markdown(head, parts),
             "By a score that has seen nothing of the kind:",

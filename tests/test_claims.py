@@ -9,10 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mednca.modelfile import load_model
 from mednca.robustness.report import IN_VIEW, points
+from mednca.trust.fit import spearman
 from reproduce import claims
 from reproduce.catalogue import CARDS, PROSTATE_CARD
 from reproduce.plans import rows, stored
@@ -171,7 +173,7 @@ def test_how_the_robust_recipe_holds_is_what_its_card_says() -> None:
     words = " ".join(page.split())
     for values, recipe in zip(dice, ("recipe `robust`", "default one"), strict=True):
         assert f"{statistics.fmean(values):.3f} with the {recipe} (least {min(values):.3f})" in words
-    assert f"the {len(dice[0])} cases of both folds" in words and len(judged) == 2
+    assert f"the {len(dice[0])} cases of the four folds" in words and len(judged) == 4
     asked = rows_of(page, "| what is done to the scan | asked for |")
     assert len(asked) == len(claims.CLAIMS)
     for claim, row in zip(claims.CLAIMS, asked.values(), strict=True):
@@ -247,6 +249,31 @@ def test_what_a_margin_does_is_what_was_measured() -> None:
     assert "it was {:.1f} and {:.1f} points".format(*lost["0"]) in words
 
 
+FILLS = {"translation": "black", "translation_edge": "edge repeated"}
+
+
+def test_what_a_shift_costs_is_what_was_measured() -> None:
+    told = result("reproduce/results/shifts.json")
+    page = (ROOT / "docs/explanation/robustness.md").read_text(encoding="utf-8")
+    lines = page.split("| shift | fill |", 1)[1].split("\n\n", 1)[0].splitlines()[2:]
+    rows, own = [], told["summary"]["own"]
+    for name, part in told["summary"]["one"].items():
+        fill, shift = name.split()
+        cells = [
+            f"{one['lost']:.2f} ({one['interval'][0]:.2f} to {one['interval'][1]:.2f})"
+            for one in (part, *([own[name]] if name in own else []))
+        ]
+        counts = f"{part['cases']} ({part['persons']})"
+        rows.append(" | ".join([f"| {shift}", FILLS[fill], counts, *cells, *[""] * (2 - len(cells))]) + " |")
+    assert sorted(" ".join(line.split()) for line in lines) == sorted(" ".join(row.split()) for row in rows)
+    judged = result("reproduce/results/table1/hippocampus_robust.json")["cases"]
+    assert told["cases"].keys() == judged.keys()
+    assert f"all {len(judged)} held-out cases" in " ".join(page.split())
+    most = [max(part["lost"] for part in told["summary"][runs].values()) for runs in ("own", "one")]
+    words = "shifts that keep the organ in view {:.1f} at most with its four runs (one run: {:.1f})"
+    assert words.format(*most) in README
+
+
 def test_how_the_prostate_holds_is_what_its_card_says() -> None:
     page = (ROOT / "docs/explanation/robustness.md").read_text(encoding="utf-8")
     card = read_card(PROSTATE_CARD, ROOT / "reproduce/results")
@@ -271,6 +298,10 @@ def test_how_the_prostate_holds_is_what_its_card_says() -> None:
     )
 
 
+def dice_of(cases: dict[str, Any], names: Iterable[str]) -> np.ndarray:
+    return np.array([cases[name]["scores"]["0"]["merged"]["dice"] for name in names])
+
+
 CONFIDENCE = ("softmax confidence", "variance")
 
 
@@ -278,7 +309,8 @@ def test_how_good_the_trust_score_is_is_what_was_measured() -> None:
     told = result("reproduce/results/trust.json")
     page = (ROOT / "docs/explanation/trust.md").read_text(encoding="utf-8")
     rows = rows_of(page, "| | rank correlation | flagged, of the bad")
-    parts = {"the score": told["score"]} | {f"{name} alone": part for name, part in told["alone"].items()}
+    parts = {"the score": told["score"], "the same without slopes": told["without_slopes"]}
+    parts |= {f"{name} alone": part for name, part in told["alone"].items()}
     assert list(rows) == list(parts)
     unknown = rows_of(page, "| kind | rank correlation |")
     assert set(unknown) <= set(told["unknown"]) and len(unknown) >= 3
@@ -303,12 +335,19 @@ def test_how_good_the_trust_score_is_is_what_was_measured() -> None:
     widths = [part["width_median"] for part in (score, *(told["alone"][name] for name in CONFIDENCE))]
     told_widths = "(median width {:.2f}; {:.2f} with confidence, {:.2f} with variance)".format(*widths)
     assert told_widths in words
+    ours, theirs = (
+        result(f"reproduce/results/table1/hippocampus_{name}.json")["cases"] for name in ("best", "unet")
+    )
+    alike = spearman(*(dice_of(cases, sorted(ours)) for cases in (ours, theirs)))
+    assert f"has a rank correlation of {alike:.2f} with that of a U-Net" in words
     unseen = told["unknown"]["inversion"]
     assert inverted["flagged"] == unseen["flagged"] == 1
     assert f"All {inverted['predictions']} inverted scans are flagged, by both." in words
-    assert f"adds {told['cost']['extra_percent']:.0f} % to the time" in words
+    assert f"than two measurements of it differ ({told['cost']['extra_percent']:+.0f} %)" in words
     assert f"{100 * score['strangers_flagged']:.0f} % of {score['strangers']} flagged" in page
     assert f"flagged; {100 * strangers['strangers_flagged']:.0f} % by a score" in page
+    found = f"{score['spearman']:.2f}; {100 * score['flagged_at']:.0f} %; {100 * score['coverage']:.0f} %"
+    assert f"({score['predictions']} predictions of {score['persons']} people)" in README and found in README
     card = load_model("hippocampus_robust").card["trust"]
     for key in ("predictions", "persons", "spearman", "coverage", "flagged", "false_alarms"):
         assert card[key] == score[key]

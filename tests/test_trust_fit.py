@@ -158,6 +158,8 @@ def test_slopes_tell_ordinary_cases_apart() -> None:
     assert slopes["entropy"] < -0.05 and slopes["volume"] > 0.05
     assert all(abs(adds) < 0.03 for name, adds in slopes.items() if name not in ("entropy", "volume"))
     assert figures(out_of_fold(rows))["spearman"] > 0.85
+    assert trust_fit.fit(rows, slopes=False).slopes == ()
+    assert figures(out_of_fold(rows, slopes=False))["spearman"] < 0.8
 
 
 def test_a_slope_is_that_of_ridge_regression() -> None:

@@ -84,6 +84,7 @@ def fit(
     ensemble: int = 1,
     seed: int = 0,
     spread: bool = True,
+    slopes: bool = True,
 ) -> Trust:
     """Rows -> trust score.
 
@@ -94,6 +95,7 @@ def fit(
         ensemble: Runs with other fire masks of the model that was judged.
         seed: Deals persons into parts.
         spread: Whether to fit intervals, which costs five more fits; without them they are [0, 1].
+        slopes: Whether it has slopes beside its curves.
 
     Raises:
         InputError: If there are too few persons.
@@ -109,7 +111,9 @@ def fit(
     dice = np.array([row.dice for row in seen])
     weights = _fair([row.group for row in seen])
     organ = np.array([not row.is_stranger for row in seen], bool)
-    slopes, added = lean(trust.distances(scales, cases), dice, organ, weights)
+    leaning, added = (
+        lean(trust.distances(scales, cases), dice, organ, weights) if slopes else ((), np.zeros(len(dice)))
+    )
     base, curves = boost(
         trust.features(scales, groups, cases),
         dice,
@@ -125,13 +129,14 @@ def fit(
         curves,
         (Interval(0.0, None),),
         empty_dice=float(np.mean(empty)) if empty else 0.0,
-        slopes=slopes,
+        slopes=leaning,
         coverage=coverage,
         ensemble=ensemble,
     )
     if not spread:
         return found
-    judged = _crossed(rows, only=only, coverage=coverage, ensemble=ensemble, seed=seed, spread=False)
+    options: dict[str, Any] = {"only": only, "coverage": coverage, "ensemble": ensemble, "slopes": slopes}
+    judged = _crossed(rows, seed=seed, spread=False, **options)
     return replace(found, **_intervals(judged, coverage))
 
 
