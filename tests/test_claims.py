@@ -335,9 +335,17 @@ def test_how_good_the_trust_score_is_is_what_was_measured() -> None:
     widths = [part["width_median"] for part in (score, *(told["alone"][name] for name in CONFIDENCE))]
     told_widths = "(median width {:.2f}; {:.2f} with confidence, {:.2f} with variance)".format(*widths)
     assert told_widths in words
-    ours, theirs = (
-        result(f"reproduce/results/table1/hippocampus_{name}.json")["cases"] for name in ("best", "unet")
+    ours, theirs, robust = (
+        result(f"reproduce/results/table1/hippocampus_{name}.json")["cases"]
+        for name in ("best", "unet", "robust")
     )
+    ranked = []
+    for chosen in (("fold_0", "fold_1"), ("fold_2", "fold_3")):
+        pairs = [
+            row[3:5] for row in told["rows"] if robust[row[0]]["fold"] in chosen and "stranger" not in row[1]
+        ]
+        ranked.append(spearman(*np.array(pairs).T))
+    assert "the rank correlation is {:.2f}; on folds 2 and 3 it is {:.2f}.".format(*ranked) in words
     alike = spearman(*(dice_of(cases, sorted(ours)) for cases in (ours, theirs)))
     assert f"has a rank correlation of {alike:.2f} with that of a U-Net" in words
     unseen = told["unknown"]["inversion"]
