@@ -15,7 +15,7 @@ import pytest
 from mednca.modelfile import load_model
 from mednca.robustness.report import IN_VIEW, points
 from mednca.trust.fit import spearman
-from reproduce import claims
+from reproduce import claims, shifts
 from reproduce.catalogue import CARDS, PROSTATE_CARD
 from reproduce.plans import rows, stored
 from reproduce.stored_cards import difference, read_card
@@ -256,16 +256,20 @@ def test_what_a_shift_costs_is_what_was_measured() -> None:
     told = result("reproduce/results/shifts.json")
     page = (ROOT / "docs/explanation/robustness.md").read_text(encoding="utf-8")
     lines = page.split("| shift | fill |", 1)[1].split("\n\n", 1)[0].splitlines()[2:]
-    rows, own = [], told["summary"]["own"]
-    for name, part in told["summary"]["one"].items():
+    one, own = (told["summary"][runs] for runs in ("one", "own"))
+    rows = []
+    for name, part in one.items():
         fill, shift = name.split()
         cells = [
-            f"{one['lost']:.2f} ({one['interval'][0]:.2f} to {one['interval'][1]:.2f})"
-            for one in (part, *([own[name]] if name in own else []))
+            "{:.2f} ({:.2f} to {:.2f})".format(row["lost"], *row["interval"]) if row else ""
+            for row in (part, own.get(name))
         ]
-        counts = f"{part['cases']} ({part['persons']})"
-        rows.append(" | ".join([f"| {shift}", FILLS[fill], counts, *cells, *[""] * (2 - len(cells))]) + " |")
-    assert sorted(" ".join(line.split()) for line in lines) == sorted(" ".join(row.split()) for row in rows)
+        rows.append(
+            f"| {shift} | {FILLS[fill]} | {part['cases']} ({part['persons']}) | {' | '.join(cells)} |"
+        )
+    assert sorted(lines) == sorted(rows)
+    for runs, summary in told["summary"].items():
+        assert shifts.lost(told["cases"], runs) == summary
     judged = result("reproduce/results/table1/hippocampus_robust.json")["cases"]
     assert told["cases"].keys() == judged.keys()
     assert f"all {len(judged)} held-out cases" in " ".join(page.split())

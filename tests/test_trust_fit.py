@@ -170,10 +170,10 @@ def test_a_slope_is_that_of_ridge_regression() -> None:
     heavy = np.diag(weights[:3])
     table = table - np.average(table, axis=0, weights=weights[:3])
     odds = trust.log_odds(dice[:3])
-    square = table.T @ heavy @ table + np.diag([DRAWN[True], DRAWN[False]])
+    square = table.T @ heavy @ table + np.diag(DRAWN)
     wanted = np.linalg.solve(square, table.T @ heavy @ (odds - np.average(odds, weights=weights[:3])))
     assert [slope.adds for slope in found] == pytest.approx(wanted, rel=1e-5)
-    assert added[3] == pytest.approx(found[1].adds * REACHES[False], rel=1e-5)
+    assert added[3] == pytest.approx(found[1].adds * REACHES[1], rel=1e-5)
 
 
 def test_too_few_persons_are_refused() -> None:

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from mednca import trust
 from mednca.trust import Curve, Slope, traits
 
-#: Slopes: the least Dice of a mask that is worth something; and of signals and of other traits, how strongly
-#: their slopes are drawn to 0 and how many spreads they reach.
-WORTH, DRAWN, REACHES = 0.6, {True: 3.0, False: 30.0}, {True: 10.0, False: 3.0}
+#: Slopes: the least Dice of a mask that is worth something; of signals, and of other traits: how strongly
+#: they are drawn to 0, and how many spreads they reach.
+WORTH, DRAWN, REACHES = 0.6, (3.0, 30.0), (10.0, 3.0)
 #: Boosting: rounds, share of a step that is taken, rows on each side of a step at least, places for steps per
 #: feature, weight of the prior in a leaf, share of rows and of features that a round looks at.
 ROUNDS, RATE, LEAF, PLACES, PRIOR, SHARE = 80, 0.1, 8, 64, 2.0, 0.8
@@ -51,12 +51,12 @@ def lean(
         return (), np.zeros(len(dice))
     names = sorted(places)
     sense = np.array([traits.find(name).good for name in names])
-    reach = np.where(sense != 0, REACHES[True], REACHES[False])
+    reach = np.where(sense != 0, *REACHES)
     table = np.nan_to_num(np.clip(np.stack([places[name] for name in names], axis=1), -reach, reach))[worth]
     heavy = weights[worth]
     odds = trust.log_odds(dice[worth])
     table = table - np.average(table, axis=0, weights=heavy)
-    drawn = np.diag(np.where(sense != 0, DRAWN[True], DRAWN[False]))
+    drawn = np.diag(np.where(sense != 0, *DRAWN))
     square = (table * heavy[:, None]).T @ table + drawn
     along = (table * heavy[:, None]).T @ (odds - np.average(odds, weights=heavy))
     left = np.ones(len(names), bool)
