@@ -35,7 +35,7 @@ SCRIPTS = {
     "steps": ("steps.json", "minutes, after table1"),
     "smoothing": ("smoothing.json", "minutes, after table1"),
     "cards": ("cards/hippocampus_robust.json", "an hour, after table1"),
-    "anisotropy": ("anisotropy.json", "a minute"),
+    "anisotropy": ("anisotropy.json", "3 min"),
     "margins": ("margins.json", "10 minutes"),
     "fig5": ("fig5.png", "seconds, from stored cards"),
     "fig6": ("fig6.png", "seconds, from stored cards"),

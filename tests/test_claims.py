@@ -15,7 +15,7 @@ import pytest
 from mednca.modelfile import load_model
 from mednca.robustness.report import IN_VIEW, points
 from mednca.trust.fit import spearman
-from reproduce import claims, shifts
+from reproduce import anisotropy, claims, shifts
 from reproduce.catalogue import CARDS, PROSTATE_CARD
 from reproduce.plans import rows, stored
 from reproduce.stored_cards import difference, read_card
@@ -216,9 +216,30 @@ def test_what_the_versions_of_the_robust_recipe_came_to_is_what_is_stored() -> N
         lost = 100 * (mean_dice(card, "clean 0") - mean_dice(card, at))
         told.append(f"{mean_dice(card, at):.3f}, {lost + 0:.1f}")
         assert row == f"| {words} | {' | '.join(told)} |"
-    labels = result("reproduce/results/anisotropy.json")["cases"]
-    kept = statistics.fmean(labels[case]["4"] for case in card["cases"])
-    assert f"keep a Dice of {kept:.3f} with themselves" in " ".join(page.split())
+
+
+def test_what_coarse_voxels_leave_is_what_was_measured() -> None:
+    page = (ROOT / "docs/explanation/robustness.md").read_text(encoding="utf-8")
+    told = result("reproduce/results/anisotropy.json")
+    found, (ours, unet) = told["cases"], (read_card(name, ROOT / "reproduce/results") for name in CARDS)
+    assert ours is not None and unet is not None and ours["cases"].keys() == unet["cases"].keys()
+    assert anisotropy.summary(list(found.values())) == told["summary"]
+    those = [found[case] for case in ours["cases"]]
+    rows = rows_of(page, "| factor | true mask, drawn on |")
+    assert list(rows) == ["1", *those[0]["own"]]
+    for factor, row in rows.items():
+        if factor == "1":
+            masks = [1.0, statistics.fmean(case["clean"] for case in those)]
+        else:
+            masks = [statistics.fmean(case[name][factor] for case in those) for name in ("shape", "own")]
+        at = "clean 0" if factor == "1" else f"anisotropy {factor}"
+        dice = [f"{value:.3f}" for value in (*masks, mean_dice(ours, at), mean_dice(unet, at))]
+        assert row == f"| {factor} | {' | '.join(dice)} |"
+    with_voxels = 100 * statistics.fmean(case["clean"] - case["own"]["4"] for case in those)
+    lost = 100 * (mean_dice(ours, "clean 0") - mean_dice(ours, "anisotropy 4"))
+    words = " ".join(page.split())
+    assert f"of the {lost:.1f} points that are lost at factor 4, {with_voxels:.1f} are lost with" in words
+    assert f"The other {lost - with_voxels:.1f} are the rule's own" in words
 
 
 def test_what_a_margin_does_is_what_was_measured() -> None:
