@@ -1,4 +1,5 @@
-"""More than one organ: the planner's default and a U-Net beside them, out of fold, on four more data sets.
+"""More than one organ: what the planner chooses, by both recipes, and a U-Net, out of fold, on four
+more data sets.
 
     python reproduce/organs.py DATA_ROOT --runs runs                  train, gather, draw
     python reproduce/organs.py DATA_ROOT --runs runs --only fetal_head
@@ -24,7 +25,7 @@ from reproduce.catalogue import EVERYTHING, ORGAN_SETS, ORGANS, Experiment
 from reproduce.circumference import errors_mm
 from reproduce.cli import command_line
 from reproduce.gather import mean_report
-from reproduce.paired import interval, paired
+from reproduce.paired import interval, paired, restricted
 from reproduce.tables import Result, code, done, markdown, spread, statistic, stored, title, where, why_not
 
 HEAD = (
@@ -38,7 +39,8 @@ HEAD = (
     "machine",
 )
 HEAD += ("command",)
-ROWS = ("ours, best", "U-Net, our training")
+ROWS = ("ours, best", "ours, best, robust", "U-Net, our training")
+PAIRS = {"U-Net": ("ours, best", "U-Net, our training"), "native": ("ours, best, robust", "ours, best")}
 
 
 def draw(results: Path, quick: bool) -> list[Path]:
@@ -56,8 +58,9 @@ def draw(results: Path, quick: bool) -> list[Path]:
             markdown(HEAD, [line(e, result, quick=quick) for e, result in found.items()]),
         ]
         by_row = {e.row: result for e, result in found.items() if result is not None}
-        if len(by_row) == 2:
-            parts.append(against(by_row["ours, best"], by_row["U-Net, our training"]))
+        for name, pair in PAIRS.items():
+            if all(row in by_row for row in pair):
+                parts.append(against(name, *(by_row[row] for row in pair)))
         if organ == "fetal_head":
             parts += [circumference(row, result) for row, result in by_row.items()]
     atomic_write(results / "organs.md", "\n\n".join(parts) + "\n")
@@ -82,13 +85,16 @@ def line(experiment: Experiment, result: Result | None, *, quick: bool) -> list[
     ]
 
 
-def against(ours: Result, theirs: Result) -> str:
-    """Two results -> a sentence on their paired difference, or on why there is none."""
+def against(name: str, ours: Result, theirs: Result) -> str:
+    """What the second is called, and two results -> a sentence on their paired difference on the cases of
+    the first, or on why there is none."""
+    who = "Robust" if name == "native" else "Ours"
     try:
-        row = paired(mean_report(ours["cases"]), mean_report(theirs["cases"]), "dice")
+        measured = mean_report(ours["cases"])
+        row = paired(measured, restricted(mean_report(theirs["cases"]), measured.cases), "dice")
     except InputError as error:
-        return f"Ours minus U-Net: not compared ({error})."
-    return f"Ours minus U-Net, per case: {interval(row)}."
+        return f"{who} minus {name}: not compared ({error})."
+    return f"{who} minus {name}, per case: {interval(row)}."
 
 
 def circumference(name: str, result: Result) -> str:

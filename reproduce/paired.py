@@ -34,7 +34,7 @@ LISTED = "the authors' checkpoint as listed"
 
 @dataclass(frozen=True)
 class Comparison:
-    """a minus b in a metric, on the cases that both have, or on those of one fold of a split."""
+    """a minus b in a metric, on the cases of a."""
 
     a: str
     b: str
@@ -48,6 +48,8 @@ COMPARISONS = (
     Comparison("hippocampus_best_authors", "hippocampus_unet_large_authors"),
     Comparison("hippocampus_best_authors", "hippocampus_med_nca"),
     Comparison("hippocampus_lean", "hippocampus_unet"),
+    Comparison("hippocampus_robust", "hippocampus_best"),
+    Comparison("hippocampus_robust", "hippocampus_unet"),
     Comparison("hippocampus_best", "hippocampus_nnunet_2d"),
     Comparison("hippocampus_best", "hippocampus_nnunet_3d_fullres"),
     Comparison("hippocampus_best_authors", AUTHORS),
@@ -55,9 +57,11 @@ COMPARISONS = (
     Comparison("hippocampus_best_authors_long", LISTED),
     Comparison("hippocampus_lean_authors", AUTHORS),
     Comparison("prostate_best", "prostate_unet"),
+    Comparison("prostate_robust", "prostate_best"),
     Comparison("fetal_head_best", "fetal_head_unet"),
     Comparison("lungs_best", "lungs_unet"),
     Comparison("nuclei_best", "nuclei_unet"),
+    *(Comparison(f"{organ}_robust", f"{organ}_best") for organ in ("fetal_head", "lungs", "nuclei")),
 )
 
 
@@ -106,7 +110,7 @@ def compare(comparison: Comparison, results: Path = RESULTS) -> dict[str, Any] |
         if result["missing"]:
             return f"not run: {len(result['missing'])} trainings of {name} are missing"
         reports.append(mean_report(result["cases"]))
-    return paired(reports[0], reports[1], comparison.metric)
+    return paired(reports[0], restricted(reports[1], reports[0].cases), comparison.metric)
 
 
 def interval(row: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Does training succeed every time? Many seeds of the default recipe and of the official settings, on one
+"""Does training succeed every time? Many seeds of the recipe native and of the official settings, on one
 fold, with few iterations.
 
     python reproduce/reliability.py DATA_ROOT --runs runs                        train, gather, draw

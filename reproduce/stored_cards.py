@@ -22,7 +22,9 @@ NAMES = (*CARDS, BEFORE, PROSTATE_CARD)
 
 def row_of(name: str) -> str:
     """Name of a card -> what it is of, in a few words."""
-    return "shipped model, has seen these cases" if name == BEFORE else find([name])[0].row
+    if name == BEFORE:
+        return "shipped model, has seen these cases"
+    return f"prostate, {find([name])[0].row}" if name == PROSTATE_CARD else find([name])[0].row
 
 
 def read_card(name: str, results: Path, *, quick: bool = False) -> dict[str, Any] | None:

@@ -93,6 +93,27 @@ def test_the_label_moves_with_the_view_and_the_scan_stays_as_it_was(
     assert len(contrasts) > 30 and min(contrasts) > 0
 
 
+def test_without_other_views_copies_have_the_same_artefacts_on_the_view_of_the_scan(
+    scans: list[LabelledScan],
+) -> None:
+    one = scans[0]
+    pairs = list(zip(copies(one, 20, 0), copies(one, 20, 0, other_views=False), strict=True))
+    assert all(beside.label is one.label for _, beside in pairs)
+    same = [np.array_equal(copy.image.data, beside.image.data) for copy, beside in pairs]
+    assert same == [copy.label is one.label for copy, _ in pairs]
+    assert 4 <= sum(same) <= 16
+
+
+def test_a_model_of_a_part_of_the_scan_is_shown_no_other_view(scans: list[LabelledScan]) -> None:
+    """Nor is its organ taken out of that part."""
+    run = replace(config(), augment=AugmentConfig(artefacts=0.5, copies=12))
+    inside = replace(run, preprocess=replace(run.preprocess, roi=(0.0, 1.0, 0.0, 1.0, 0.0, 1.0)))
+    for settings, moved in ((run, True), (inside, False)):
+        label = training_cases(scans[0], settings)[0].label
+        found = with_artefacts(scans[:1], settings, progress=False)
+        assert any(not np.array_equal(case.label, label) for case in found) == moved
+
+
 def test_copies_have_one_or_two_artefacts_of_any_kind_and_half_of_them_another_view(
     scans: list[LabelledScan], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -168,10 +168,10 @@ def test_how_the_robust_recipe_holds_is_what_its_card_says() -> None:
     card, unet = there.values()
     lost = {claim.perturbation: -100 * claims.worst(card, claim)[2]["mean"] for claim in claims.CLAIMS}
     told = ", ".join(f"{lost[name] + 0.0:.1f}" for name in ("bias_field", "noise", "scale"))
-    assert f"{means[0]:.3f} (default recipe: {means[1]:.3f}); {told}; " in README
+    assert f"{means[0]:.3f} (recipe `native`: {means[1]:.3f}); {told}; " in README
     page = (ROOT / "docs/explanation/robustness.md").read_text(encoding="utf-8")
     words = " ".join(page.split())
-    for values, recipe in zip(dice, ("recipe `robust`", "default one"), strict=True):
+    for values, recipe in zip(dice, ("recipe `robust`", "recipe `native`"), strict=True):
         assert f"{statistics.fmean(values):.3f} with the {recipe} (least {min(values):.3f})" in words
     assert f"the {len(dice[0])} cases of the four folds" in words and len(judged) == 4
     asked = rows_of(page, "| what is done to the scan | asked for |")
@@ -216,6 +216,20 @@ def test_what_the_versions_of_the_robust_recipe_came_to_is_what_is_stored() -> N
         lost = 100 * (mean_dice(card, "clean 0") - mean_dice(card, at))
         told.append(f"{mean_dice(card, at):.3f}, {lost + 0:.1f}")
         assert row == f"| {words} | {' | '.join(told)} |"
+
+
+def test_what_more_ghosts_in_training_came_to_is_what_is_stored() -> None:
+    page = (ROOT / "docs/explanation/robustness.md").read_text(encoding="utf-8")
+    after = result("reproduce/results/robust_trials.json")["trials"]["ghosts_and_coarse"]
+    card = read_card("hippocampus_robust", ROOT / "reproduce/results")
+    assert card is not None and after["perturbed"]["cases"] == len(card["cases"])
+    assert f"The 42 cases have {after['dice']:.3f} then" in page
+    rows = rows_of(page, "| trained on with ghosts and coarse voxels |")
+    assert len(rows) == 7
+    for words, row in rows.items():
+        at = next(at for at, name in PERTURBED.items() if name == words)
+        dice = after["perturbed"]["perturbations"][at]["dice"]
+        assert row == f"| {words} | {mean_dice(card, at):.3f} | {dice:.3f} |"
 
 
 def test_what_coarse_voxels_leave_is_what_was_measured() -> None:
@@ -318,7 +332,7 @@ def test_how_the_prostate_holds_is_what_its_card_says() -> None:
     ]
     words = " ".join(page.split())
     assert (
-        f"have a Dice of {dice[0]:.3f}; with the default recipe and 20,000 iterations, {dice[1]:.3f}."
+        f"have a Dice of {dice[0]:.3f}; with the recipe `native` and 20,000 iterations, {dice[1]:.3f}."
         in words
     )
 
@@ -393,11 +407,11 @@ def test_what_the_parts_of_the_robust_recipe_cost_is_what_the_trials_say() -> No
         assert trial["dice"] == pytest.approx(statistics.fmean(trial["cases"].values()), abs=1e-5)
     page = (ROOT / "docs/explanation/robustness.md").read_text(encoding="utf-8")
     lines = (
-        ("default", "| the default recipe | {} |"),
+        ("default", "| the recipe `native` | {} |"),
         ("artefacts", "| with copies with artefacts (0.4 of the slices) | {} |"),
         ("field", "| with the field taken out | {} |"),
         ("robust", "fields on slices | {} |"),
-        ("local_normalisation", "6,000 iterations | {}; the default recipe then has 0.870 |"),
+        ("local_normalisation", "6,000 iterations | {}; the recipe `native` then has 0.870 |"),
     )
     for name, line in lines:
         assert line.format(f"{trials[name]['dice']:.3f}") in page

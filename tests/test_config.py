@@ -240,7 +240,7 @@ def test_classes_of_their_own_take_the_datas_values() -> None:
 
 
 def test_recipes_say_in_one_line_what_does_not_fit() -> None:
-    with pytest.raises(InputError, match="recipe 'nativ' is not known; choose one of native, "):
+    with pytest.raises(InputError, match="recipe 'nativ' is not known; choose one of robust, "):
         recipe("nativ", HIPPOCAMPUS)
     with pytest.raises(InputError, match="recipe 'native' does not fit 1000 channel"):
         recipe("native", Fingerprint(1000, (1.0, 1.0, 1.0), (9, 9, 9), {1: "x"}))

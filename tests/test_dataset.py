@@ -13,7 +13,6 @@ from small_training import blob, config, write_cases, write_scan
 from mednca import field, second_look
 from mednca.cases import Case, find_cases
 from mednca.dataset import (
-    check_field,
     class_numbers,
     fingerprint,
     load_scan,
@@ -21,8 +20,11 @@ from mednca.dataset import (
     measured,
     scan_ranges,
     training_cases,
+    unmeasured,
+    with_fitting_field,
 )
 from mednca.errors import InputError
+from mednca.field import FLAT
 from mednca.roi import cut_out
 from mednca.rule import MedNCAConfig
 from mednca.slices import PreprocessConfig
@@ -120,8 +122,11 @@ def test_classes_get_the_models_numbers() -> None:
     assert class_numbers(label, two).data.ravel().tolist() == [0, 2, 1, 0]
 
 
-def test_negative_intensities_are_refused_where_the_field_is_taken_out(tmp_path: Path) -> None:
-    """More than 1 % of a channel of the part that the model looks at; noise about 0 may leave a few."""
+def test_fields_are_left_where_intensities_are_negative(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """More than 1 % of a channel of the part that the model looks at; noise about 0 may leave a few. Told
+    numbers, as of a field that is known, are refused."""
     (scan,) = load_scans(write_cases(tmp_path, 1).cases)
     data = np.full((2, 20, 10, 5), 7, np.float32)
     data[0].reshape(-1)[:10], data[1].reshape(-1)[:10] = -1, -1
@@ -129,19 +134,36 @@ def test_negative_intensities_are_refused_where_the_field_is_taken_out(tmp_path:
     model = replace(config().model, image_channels=2)
     run = replace(config(), model=model, preprocess=PreprocessConfig(modalities=2))
     taken_out = replace(run, preprocess=replace(run.preprocess, field=()))
-    check_field([few, few], taken_out)
+    assert with_fitting_field(taken_out, [few, few]) == taken_out
     data = data.copy()
     data[1].reshape(-1)[:370] = -1
     many = replace(scan, image=Volume(data, np.eye(4)))
     message = (
-        "case scan_01: has 37 % negative intensities, as CT has; a bias field is a factor on positive ones; "
-        "train with preprocess.field null"
+        "case scan_01: has 37 % negative intensities, as CT has; a bias field is a factor on positive ones"
     )
-    with pytest.raises(InputError, match=f"^{message}$"):
-        check_field([few, many], taken_out)
-    check_field([few, many], run)
+    assert not caplog.messages
+    assert with_fitting_field(taken_out, [few, many]) == run
+    assert caplog.messages == [f"bias fields are left as they are: {message}"]
+    told = replace(run, preprocess=replace(run.preprocess, field=FLAT.numbers * 2))
+    with pytest.raises(InputError, match=f"^{message}; train with preprocess.field null$"):
+        with_fitting_field(told, [few, many])
+    assert with_fitting_field(run, [few, many]) == run
     elsewhere = replace(taken_out.preprocess, roi=(0.5, 1.0, 0.0, 1.0, 0.0, 1.0))
-    check_field([few, many], replace(run, preprocess=elsewhere))
+    beside = replace(run, preprocess=elsewhere)
+    assert with_fitting_field(beside, [few, many]) == beside
+
+
+def test_trainings_on_other_scans_differ_in_what_was_measured_alone(tmp_path: Path) -> None:
+    scans = load_scans(write_cases(tmp_path, 4).cases)
+    plain = config()
+    asked = replace(
+        plain,
+        preprocess=replace(plain.preprocess, field=()),
+        predict=replace(plain.predict, sizes=()),
+    )
+    one, other = measured(asked, scans[:2]), measured(asked, scans[2:])
+    assert one != other and unmeasured(one) == unmeasured(other) == asked
+    assert unmeasured(plain) == plain
 
 
 def test_what_is_usual_is_measured_on_the_training_scans_where_the_model_looks(tmp_path: Path) -> None:

@@ -22,11 +22,10 @@ from mednca.fingerprint import Fingerprint
 from mednca.modelfile import shipped_model
 from mednca.nca import MedNCA
 from mednca.plan import BUDGETS, LEAST_HIDDEN, VIEWS, plan, reach, to_json, with_fitting_start
-from mednca.recipes import RECIPES, quick, recipe, with_classes
+from mednca.recipes import RECIPES, planned, quick, recipe, with_classes
 from mednca.rule import MedNCAConfig, multiply_adds, parameters
 from mednca.train import train
 from mednca.volume import Volume
-from reproduce.catalogue import find
 from tests.small_training import config, write_cases
 
 #: What four kinds of data are like: crops of one organ, thick slices, ultrasound, nuclei.
@@ -311,8 +310,6 @@ def test_sizes_that_differ_without_a_spacing_are_stretched_to_one() -> None:
     assert plan(odd, "pi").config.preprocess.size == (64, 64)
     assert plan(replace(odd, spacing_known=True)).config.preprocess.size is None
     assert plan(replace(odd, least=(150, 150, 15), largest=(170, 170, 47))).config.preprocess.size is None
-    for data, margin in ((odd, 0), (replace(odd, spacing_known=True), 6)):  # stretched ones fill their canvas
-        assert recipe("robust", data).preprocess.margin == margin
 
 
 def test_a_small_organ_is_looked_for_where_it_lies() -> None:
@@ -402,27 +399,11 @@ def test_channels_that_leave_no_room_cost_dense_filters_then_neighbours() -> Non
 def test_a_budget_or_recipe_that_is_not_there_is_refused_in_one_line() -> None:
     with pytest.raises(InputError, match="budget 'phone' is not known; choose one of pi, laptop, best"):
         plan(CROPS, "phone")
-    with pytest.raises(InputError, match="budget 'pi' is for the recipes native and robust, got 'quick'"):
+    with pytest.raises(InputError, match="budget 'pi' is for the recipes robust and native, got 'quick'"):
         recipe("quick", CROPS, "pi")
 
 
-@pytest.mark.parametrize("budget", [None, *BUDGETS])
-def test_the_robust_recipe_is_the_plan_with_its_input_prepared(budget: str | None) -> None:
-    plain, found = (recipe(name, CROPS, budget) for name in ("native", "robust"))
-    assert found.preprocess == replace(plain.preprocess, field=(), margin=6)
-    assert found.augment == replace(plain.augment, artefacts=0.3)
-    assert found.predict == replace(plain.predict, sizes=())
-    assert (found.model, found.train) == (plain.model, plain.train)
-    assert found.recipe == plain.recipe.replace("native", "robust")
-    (unet,) = find(["hippocampus_unet_robust"])  # trained the same way
-    assert {part: unet.changes[part] for part in ("preprocess", "augment", "predict")} == {
-        "preprocess": {"field": list(found.preprocess.field or ()), "margin": found.preprocess.margin},
-        "augment": {"artefacts": found.augment.artefacts},
-        "predict": {"sizes": list(found.predict.sizes or ())},
-    }
-
-
-def test_the_default_recipe_is_the_best_plan_and_budgets_have_names_of_their_own() -> None:
+def test_the_recipe_native_is_the_best_plan_and_budgets_have_names_of_their_own() -> None:
     assert recipe("native", CROPS) == plan(CROPS, "best").config == RECIPES["native"](CROPS)
     assert recipe("native", CROPS, "pi").recipe == "native_pi"
     assert {plan(CROPS, budget).config.recipe for budget in BUDGETS} == {
@@ -479,8 +460,12 @@ def test_a_run_stores_the_plan_behind_it(tmp_path: Path) -> None:
     )
     data = fingerprint(cases, load_scans(cases.cases))
     stored = json.loads((tmp_path / "run" / "plan.json").read_text())
-    assert stored == json.loads(to_json(plan(data, "laptop")))
-    assert command.configure(data).recipe == "native_laptop"
+    assert stored == json.loads(to_json(planned("robust", data, "laptop")))
+    assert stored["config"] == json.loads(json.dumps(to_dict(command.configure(data))))
+    assert command.configure(data).recipe == "robust_laptop"
+    plain = replace(command, recipe="native")
+    assert plain.configure(data).recipe == "native_laptop"
+    assert plain.explain(data) == plan(data, "laptop")
     assert math.isclose(stored["data"]["share"], data.share or 0)
 
 

@@ -120,7 +120,7 @@ def test_every_row_of_the_paper_has_an_experiment_on_both_organs() -> None:
 
 
 def test_beginnings_choose_experiments_and_nonsense_is_refused() -> None:
-    assert {e.name for e in find(["fetal"])} == {"fetal_head_best", "fetal_head_unet"}
+    assert {e.name for e in find(["fetal"])} == {"fetal_head_best", "fetal_head_robust", "fetal_head_unet"}
     with pytest.raises(InputError, match="spleen: there is no such experiment"):
         find(["spleen"])
 
@@ -478,8 +478,16 @@ def test_other_organs_stand_beside_a_u_net_and_the_head_has_its_circumference(tm
             }
         (experiment,) = find([name])
         write_result(result_path(experiment, tmp_path), result)
+    store(tmp_path, "nuclei_best", 0.925)
+    few = store(tmp_path, "nuclei_robust", 0.92)
+    few["cases"] = {case: entry for case, entry in few["cases"].items() if entry["fold"] == "fold_0"}
+    write_result(result_path(find(["nuclei_robust"])[0], tmp_path), few)
     (path,) = organs.draw(tmp_path, False)
     text = path.read_text()
+    number = len(few["cases"])
+    assert 10 < number < 30
+    told = f"Robust minus native, per case: -0.0050, 95 % interval -0.0050 to -0.0050 ({number} cases)."
+    assert told in text.split("## Nuclei")[1]
     assert "Ours minus U-Net, per case: +0.0100, 95 % interval +0.0100 to +0.0100 (120 cases)." in text
     assert "U-Net, our training: of the mask: mean absolute error 2.00 mm, signed -2.00 mm (120 cases" in text
     assert "of the label: mean absolute error 0.50 mm, signed +0.50 mm" in text

@@ -40,7 +40,7 @@ def series(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Experime
     monkeypatch.setattr(folds, "FOLDER", tmp_path / "folds")
     monkeypatch.setattr(folds, "SPLITS", (*folds.SPLITS, split))
     experiment = Experiment(
-        *("tiny", "default recipe", "blobs", "paper_hippocampus", TINY),
+        *("tiny", "recipe native", "blobs", "paper_hippocampus", TINY),
         seeds=(0, 1),
         folds=("fold_2",),
         cases=1,
@@ -202,7 +202,7 @@ def test_the_table_counts_seeds_near_the_median_and_those_that_failed(tmp_path: 
     assert (row["reseeded"], row["rolled_back"]) == (1, 1)
     assert told["reliability_hippocampus_official"]["near"] == 3
     page = text.read_text()
-    first = dict(zip(reliability.HEAD, row_of(page, "hippocampus | default recipe"), strict=True))
+    first = dict(zip(reliability.HEAD, row_of(page, "hippocampus | recipe native"), strict=True))
     assert first["seeds"] == "10" and first["within 0.02 of it"] == "9 of 10" and first["failed"] == "0"
     assert first["judged on"] == "the first 12 of 42 cases of fold_0, 5 folds by person"
     assert first["iterations x slices"] == "600 x 16" and first["machine"].endswith("for 10 trainings")

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from mednca.cases import CaseSet
 from mednca.checkpoint import RunFolder, TrainState
 from mednca.config import RunConfig, to_dict
 from mednca.errors import InputError
+from mednca.field import FLAT
 from mednca.learner import ATTEMPTS, Learner, learning_rate
 from mednca.modelfile import load_model
 from mednca.nca import run_eager
@@ -485,17 +487,21 @@ def test_what_cannot_be_trained_is_refused(cases: CaseSet, tmp_path: Path) -> No
         quick_train(cases, run.path, resume=True)
 
 
-def test_scans_with_negative_intensities_are_refused_before_they_lose_them(tmp_path: Path) -> None:
-    """Of what is trained on and of what is held out; nothing is made."""
+def test_scans_with_negative_intensities_keep_them(tmp_path: Path) -> None:
+    """Of what is trained on and of what is held out: fields are left; told to be changed, nothing is made."""
     cases = write_cases(tmp_path / "data")  # noise about 0
 
-    def without_field(data: Fingerprint) -> RunConfig:
-        run_config = quick(data)
-        return replace(run_config, preprocess=replace(run_config.preprocess, field=()))
+    def with_field(*numbers: float) -> Callable[[Fingerprint], RunConfig]:
+        settings = config(iterations=1, validate_every=0)
+        settings = replace(settings, preprocess=replace(settings.preprocess, field=numbers))
+        return lambda _: settings
 
+    options: dict[str, Any] = {"engine": "eager", "progress": False}
+    train(cases, tmp_path / "run", with_field(), **options)
+    assert RunFolder.open(tmp_path / "run").config().preprocess.field is None
     with pytest.raises(InputError, match=r"case scan_01: has \d\d % negative intensities, as CT has"):
-        train(cases, tmp_path / "run", without_field, engine="eager", progress=False)
-    assert not (tmp_path / "run").exists()
+        train(cases, tmp_path / "told", with_field(*FLAT.numbers), **options)
+    assert not (tmp_path / "told").exists()
 
 
 def test_steps_are_drawn_from_their_range_once_the_rule_has_learnt() -> None:

@@ -2,7 +2,8 @@
 
 A copy is a function of (id of the case, number of the copy, seed): one or two artefacts of `mednca.perturb`
 of one draw, each as strong as anything from nothing to its worst severity. Half of the copies show another
-field of view, with their label; other geometry is varied slice by slice, in `mednca.augment`.
+field of view, with their label, but not where the model looks at a part of it alone: the organ would leave
+that part. Other geometry is varied slice by slice, in `mednca.augment`.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ TWO = 0.3
 VIEWS, ANOTHER_VIEW = find(["crop", "translation", "translation_edge"]), 0.5
 
 
-def copies(scan: LabelledScan, count: int, seed: int) -> Iterator[LabelledScan]:
+def copies(scan: LabelledScan, count: int, seed: int, *, other_views: bool = True) -> Iterator[LabelledScan]:
     """Scan, number of copies and a seed -> the copies, with artefacts.
+
+    Without `other_views`, all show the field of view that the scan has; their artefacts are the same.
 
     Raises:
         InputError: If TorchIO, which makes them, is not installed.
@@ -40,7 +43,9 @@ def copies(scan: LabelledScan, count: int, seed: int) -> Iterator[LabelledScan]:
         case = f"{scan.id} {number}"
         if random.random() < ANOTHER_VIEW:
             view = VIEWS[int(random.integers(len(VIEWS)))]
-            image, label, _ = perturb(view, image, label, severity(view, random), case=case, seed=seed)
+            strength = severity(view, random)
+            if other_views:
+                image, label, _ = perturb(view, image, label, strength, case=case, seed=seed)
         several = 1 + int(random.random() < TWO)
         for which in random.choice(len(ARTEFACTS), several, replace=False, p=SHARES):
             chosen = ARTEFACTS[which]

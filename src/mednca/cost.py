@@ -92,8 +92,16 @@ def iteration_seconds(config: RunConfig) -> float:
 
 
 def training_bytes(config: RunConfig, data: Fingerprint) -> float:
-    """Configuration and fingerprint -> rough bytes of memory of training: all scans, and them as slices."""
-    cells = math.prod(data.shape)
+    """Configuration and fingerprint -> rough bytes of memory of training: all scans, and as slices they and
+    their copies with artefacts."""
+    scans = data.cases * math.prod(data.shape) * (4 * data.modalities + 1)
+    sets = 1 + (config.augment.copies if config.augment.artefacts else 0)
+    return FIXED_BYTES + scans + sets * copy_bytes(config, data)
+
+
+def copy_bytes(config: RunConfig, data: Fingerprint) -> float:
+    """Configuration and fingerprint -> rough bytes of one copy of all scans, as slices."""
+    cells = 0
     for view in config.preprocess.views:
         cells += data.shape[view.axis] * math.prod(plane_size(data.shape, data.spacing, view))
-    return FIXED_BYTES + data.cases * cells * (4 * data.modalities + 1)
+    return data.cases * cells * (4 * data.modalities + 1)

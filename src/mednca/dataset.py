@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 #: Largest share of negative intensities where the bias field is taken out: noise about 0 may leave a few.
 NEGATIVE = 0.01
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -211,17 +214,28 @@ def training_cases(scan: LabelledScan, config: RunConfig) -> list[TrainingCase]:
     ]
 
 
-def check_field(scans: Sequence[LabelledScan], config: RunConfig) -> None:
-    """Raise InputError for a scan with many negative intensities where the configuration touches the bias
-    field: they would be lost."""
-    for scan in scans if config.preprocess.field is not None else ():
+def with_fitting_field(config: RunConfig, scans: Sequence[LabelledScan]) -> RunConfig:
+    """Configuration and all scans -> the same; where what is usual of bias fields is yet to be measured and a
+    scan has many negative intensities, which would be lost, fields are left, and a warning says so.
+
+    Raises:
+        InputError: If there is such a scan and the configuration tells what is usual.
+    """
+    if config.preprocess.field is None:
+        return config
+    for scan in scans:
         part = cut_out(scan.image, config.preprocess.roi)
         share = max(float(np.mean(channel < 0)) for channel in part.data)
         if share > NEGATIVE:
-            raise InputError(
+            why = (
                 f"case {scan.id}: has {100 * share:.2g} % negative intensities, as CT has; a bias field is a "
-                "factor on positive ones; train with preprocess.field null"
+                "factor on positive ones"
             )
+            if config.preprocess.field:
+                raise InputError(f"{why}; train with preprocess.field null")
+            _log.warning("bias fields are left as they are: %s", why)
+            return replace(config, preprocess=replace(config.preprocess, field=None))
+    return config
 
 
 def measured(config: RunConfig, scans: Sequence[LabelledScan]) -> RunConfig:
@@ -240,6 +254,17 @@ def measured(config: RunConfig, scans: Sequence[LabelledScan]) -> RunConfig:
         labels = [cut_out(class_numbers(scan.label, config), preprocess.roi).canonical() for scan in scans]
         sizes = second_look.usual((label.data[0], label.spacing) for label in labels)
         predict = replace(predict, sizes=sizes)
+    return replace(config, preprocess=preprocess, predict=predict)
+
+
+def unmeasured(config: RunConfig) -> RunConfig:
+    """Configuration of a training -> the same with what was measured on its scans left to be measured, so
+    that trainings on other scans of a data set can be compared."""
+    preprocess, predict = config.preprocess, config.predict
+    if preprocess.field is not None:
+        preprocess = replace(preprocess, field=())
+    if predict.sizes is not None:
+        predict = replace(predict, sizes=())
     return replace(config, preprocess=preprocess, predict=predict)
 
 

@@ -11,41 +11,22 @@ from mednca.config import AugmentConfig, BaselineConfig, PredictConfig, RunConfi
 from mednca.errors import InputError
 from mednca.fingerprint import Fingerprint as Fingerprint
 from mednca.fingerprint import slice_axis
-from mednca.plan import BUDGETS, plan
+from mednca.harden import hardened
+from mednca.plan import BUDGETS, Plan, plan
 from mednca.rule import MedNCAConfig
 from mednca.slices import PreprocessConfig, plane_axes
 
 
 def native(data: Fingerprint) -> RunConfig:
-    """Ours and the default: what the planner chooses with the budget "best". At most 70,016 parameters, as
-    the paper's model."""
+    """What the planner chooses with the budget "best", for scans like those of training. At most 70,016
+    parameters, as the paper's model."""
     return plan(data).config
 
 
-#: Of the robust recipe: share of the slices that are taken from copies with artefacts.
-ARTEFACTS = 0.3
-#: Of the same: pixels by which its slices go on beyond their ends, as they do on the canvas in training.
-#: Without, an organ at the end of a scan is lost more often; more brings no more. Slices stretched to one
-#: size fill their canvas, and a model that has never seen them go on does worse with a margin.
-MARGIN = 6
-
-
 def robust(data: Fingerprint) -> RunConfig:
-    """For scans of other scanners: the default, with copies with artefacts in training; bias fields and sizes
-    that are beyond those of the training scans are brought back to what is usual."""
-    return hardened(native(data))
-
-
-def hardened(config: RunConfig) -> RunConfig:
-    """Planned configuration -> the same prepared for fields, sizes and artefacts."""
-    margin = MARGIN if config.preprocess.size is None else 0
-    return replace(
-        config,
-        recipe=config.recipe.replace("native", "robust"),
-        preprocess=replace(config.preprocess, field=(), margin=margin),
-        augment=replace(config.augment, artefacts=ARTEFACTS),
-        predict=replace(config.predict, sizes=()),
-    )
+    """Ours and the default: what the planner chooses, prepared for scans that are not like those of training
+    (`mednca.harden`)."""
+    return hardened(plan(data)).config
 
 
 def own_grid(data: Fingerprint) -> RunConfig:
@@ -220,8 +201,8 @@ def seg_nca(data: Fingerprint) -> RunConfig:
 
 #: Name on the command line -> recipe.
 RECIPES: dict[str, Callable[[Fingerprint], RunConfig]] = {
-    "native": native,
     "robust": robust,
+    "native": native,
     "quick": quick,
     "paper_hippocampus": paper_hippocampus,
     "paper_prostate": paper_prostate,
@@ -230,8 +211,8 @@ RECIPES: dict[str, Callable[[Fingerprint], RunConfig]] = {
     "unet": unet,
     "unet_plain": unet_plain,
 }
-#: Those that the planner makes, for a budget.
-PLANNED = ("native", "robust")
+#: Those that the planner makes, for a budget. The first is the default.
+PLANNED = ("robust", "native")
 
 
 def recipe(name: str, data: Fingerprint, budget: str | None = None) -> RunConfig:
@@ -243,12 +224,21 @@ def recipe(name: str, data: Fingerprint, budget: str | None = None) -> RunConfig
     """
     check_recipe(name, budget)
     try:
-        if budget is None:
-            return RECIPES[name](data)
-        config = plan(data, budget).config
-        return hardened(config) if name == "robust" else config
+        return RECIPES[name](data) if budget is None else planned(name, data, budget).config
     except ValueError as error:
         raise InputError(f"recipe {name!r} does not fit {data.modalities} channel(s): {error}") from error
+
+
+def planned(name: str, data: Fingerprint, budget: str = "best") -> Plan:
+    """Name of a recipe that the planner makes, fingerprint and budget -> the plan behind it.
+
+    Raises:
+        InputError: If the planner does not make this recipe, or there is no such budget.
+        ValueError: If it does not fit the data.
+    """
+    check_recipe(name, budget)
+    made = plan(data, budget)
+    return hardened(made) if name == "robust" else made
 
 
 def check_recipe(name: str, budget: str | None) -> None:

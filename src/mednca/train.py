@@ -30,12 +30,12 @@ from mednca.checkpoint import RunFolder, TrainState
 from mednca.config import RunConfig, to_dict
 from mednca.dataset import (
     LabelledScan,
-    check_field,
     fingerprint,
     load_scans,
     measured,
     scan_ranges,
     training_cases,
+    with_fitting_field,
 )
 from mednca.errors import InputError
 from mednca.evaluate import evaluate
@@ -98,7 +98,7 @@ def train(
 
     Raises:
         InputError: If data, run folder or device cannot be used, a scan has many negative intensities where
-            bias fields are to be changed, or a resumed run was started with another configuration.
+            bias fields are told to be changed, or a resumed run was started with another configuration.
     """
     check_device(device)
     if folds < 0 or folds == 1:
@@ -118,8 +118,7 @@ def train(
     else:
         scans = load_scans(cases.cases, lambda c: tqdm(c, desc="reading", unit="scan", disable=len(c) < 20))
     data = fingerprint(cases, scans)
-    config = configure(data)
-    check_field(scans, config)
+    config = with_fitting_field(configure(data), scans)
     engine = engine_of(config, device, engine)
     if config.augment.artefacts:
         require_torchio()
@@ -459,11 +458,11 @@ def with_artefacts(scans: Sequence[LabelledScan], config: RunConfig, progress: b
     """
     from mednca.artefacts import copies
 
-    settings = config.augment
+    count, seed, views = config.augment.copies, config.train.seed, config.preprocess.roi is None
     return [
         case
         for scan in tqdm(scans, desc="artefacts", unit="scan", disable=not progress or len(scans) < 20)
-        for copy in copies(scan, settings.copies, config.train.seed)
+        for copy in copies(scan, count, seed, other_views=views)
         for case in training_cases(copy, config)
     ]
 

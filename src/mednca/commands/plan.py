@@ -22,10 +22,14 @@ class Plan:
     Examples:
         mednca plan Task04_Hippocampus
         mednca plan Task04_Hippocampus --budget pi --json plan.json
+        mednca plan Task04_Hippocampus --recipe native
     """
 
     data: Annotated[Positional[Path], arg(metavar="DATA")]
     """Folder of the data set."""
+    recipe: Literal["robust", "native"] = "robust"
+    """robust, as 'mednca train' does by default, or native, the same without what prepares a model for scans
+    unlike those of training."""
     budget: Literal["pi", "laptop", "best"] = "best"
     """What may be spent: pi (at most 20,000 parameters, lean), laptop, or best (70,016, as the paper)."""
     group: Annotated[
@@ -44,13 +48,14 @@ class Plan:
         from mednca.cases import find_labelled_cases
         from mednca.dataset import fingerprint, load_scans
         from mednca.files import atomic_write
-        from mednca.plan import plan, to_json
+        from mednca.plan import to_json
+        from mednca.recipes import planned
 
         if self.json is not None and self.json.exists() and not self.force:
             raise InputError(f"{self.json}: exists already; choose another name or give --force")
         cases = find_labelled_cases(self.data, self.group)
         scans = load_scans(cases.cases, lambda c: tqdm(c, unit="scan", leave=False, delay=2, disable=None))
-        made = plan(fingerprint(cases, scans), self.budget)
+        made = planned(self.recipe, fingerprint(cases, scans), self.budget)
         if self.json is not None:
             atomic_write(self.json, to_json(made), force=self.force)
         print(table(made))

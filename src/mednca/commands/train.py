@@ -34,13 +34,14 @@ class Train:
     """Folder of the data set."""
     out: Annotated[Path, arg(aliases=["-o"], metavar="RUN")]
     """Run folder to make; with --folds the folder of its runs."""
-    recipe: str = "native"
-    """native (ours, planned from the data), robust (the same, for scans of other scanners), quick (lean, for
-    a first look), paper_hippocampus or paper_prostate (the paper's)."""
+    recipe: str = "robust"
+    """robust (ours, planned from the data and prepared for scans unlike them), native (the plan alone, for
+    scans like those of training), quick (lean, for a first look), paper_hippocampus or paper_prostate (the
+    paper's)."""
     budget: Annotated[Literal["pi", "laptop", "best"] | None, arg(help_behavior_hint="(default: best)")] = (
         None
     )
-    """What native and robust may spend: pi (at most 20,000 parameters, lean), laptop or best; see 'mednca
+    """What robust and native may spend: pi (at most 20,000 parameters, lean), laptop or best; see 'mednca
     plan'."""
     config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: the recipe alone)")] = (
         None
@@ -117,9 +118,9 @@ class Train:
 
     def explain(self, data: Fingerprint) -> Plan:
         """Fingerprint of the data -> what the planner chooses, before the options are put in."""
-        from mednca.plan import plan
+        from mednca.recipes import planned
 
-        return plan(data, self.budget or "best")
+        return planned(self.recipe, data, self.budget or "best")
 
     def configure(self, data: Fingerprint) -> RunConfig:
         """Fingerprint of the data -> the recipe's configuration with the options put in."""

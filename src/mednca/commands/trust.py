@@ -111,6 +111,7 @@ class Trust:
         """Model -> the rows of its fold models, predicted where they were missing, and the name of the
         data."""
         from mednca.cases import find_labelled_cases
+        from mednca.dataset import unmeasured
         from mednca.modelfile import find_model, load_model
         from mednca.perturb import find
         from mednca.predict import Predictor
@@ -123,7 +124,7 @@ class Trust:
         def make(path: Path) -> Predictor:
             file = load_model(path)
             for what in ("model", "preprocess", "predict", "labels"):
-                ours, theirs = getattr(model.config, what), getattr(file.config, what)
+                ours, theirs = (getattr(unmeasured(one.config), what) for one in (model, file))
                 if ours != theirs:
                     raise InputError(
                         f"{path}: must be trained as {self.model}, but its {what} is another ({theirs}, not "
