@@ -10,9 +10,9 @@ from pathlib import Path
 from mednca.errors import InputError
 from reproduce import catalogue
 from reproduce.catalogue import Experiment
-from reproduce.gather import collect
+from reproduce.gather import collect, joined
 from reproduce.runs import QUICK, keep, run
-from reproduce.stored import RESULTS, result_path, write_result
+from reproduce.stored import RESULTS, read_result, result_path, write_result
 
 
 def command_line(
@@ -54,7 +54,8 @@ def command_line(
                     )
                 result = collect(experiment, asked.runs, quick=asked.quick)
                 if result is not None:
-                    write_result(result_path(experiment, results), result)
+                    path = result_path(experiment, results)
+                    write_result(path, joined(read_result(path, quick=asked.quick), result))
                 if experiment.kept and not asked.quick and results == RESULTS:
                     keep(experiment, asked.runs)
             except InputError as error:

@@ -18,7 +18,7 @@ from reproduce.runs import Training, how, trainings
 from reproduce.stored import FORMAT, VERSION, command
 
 #: Settings that are measured on the scans of each training, by their part.
-MEASURED = (("preprocess", "field"), ("predict", "sizes"))
+MEASURED = (("preprocess", "field"), ("predict", "sizes"), ("predict", "spectrum"))
 #: What is kept of a case's scores, per region.
 KEPT = ("dice", "soft_dice", "soft_slices", "nsd", "hd95_mm", "assd_mm")
 
@@ -87,22 +87,55 @@ def collect(experiment: Experiment, runs: Path, *, quick: bool = False) -> dict[
         },
         "config": settings,
     }
+    return summarised(result, scores)
+
+
+def summarised(result: dict[str, Any], scores: dict[str, Any]) -> dict[str, Any]:
+    """What is told of runs, and the scores of cases -> the result: with statistics over them, and the
+    cases."""
     cases = dict(sorted(scores.items()))
     averaged = mean_report(cases)
-    result["summary"] = {
-        region: {metric: _rounded(row) for metric, row in rows.items()}
-        for region, rows in (summarise(averaged.cases, averaged.groups) if cases else {}).items()
+    summary = summarise(averaged.cases, averaged.groups) if cases else {}
+    seeds = sorted({int(seed) for entry in cases.values() for seed in entry["scores"]})
+    return result | {
+        "summary": {
+            region: {metric: _rounded(row) for metric, row in rows.items()}
+            for region, rows in summary.items()
+        },
+        "seeds": {
+            str(seed): {
+                metric: round(statistics.fmean(values), 5)
+                for metric in ("dice", "soft_dice", "soft_slices")
+                if (values := _values(cases, str(seed), metric))
+            }
+            for seed in seeds
+        },
+        "cases": cases,
     }
-    result["seeds"] = {
-        str(seed): {
-            metric: round(statistics.fmean(values), 5)
-            for metric in ("dice", "soft_dice", "soft_slices")
-            if (values := _values(cases, str(seed), metric))
-        }
-        for seed in sorted({training.seed for training in done})
-    }
-    result["cases"] = cases
-    return result
+
+
+def joined(stored: dict[str, Any] | None, found: dict[str, Any]) -> dict[str, Any]:
+    """The stored result of an experiment, if there is one, and what was collected now -> both in one, as runs
+    may be on several machines; of a run that both have, what was collected now.
+
+    Raises:
+        InputError: If they are of different settings.
+    """
+    before = stored["provenance"]["runs"] if stored else {}
+    if stored is None or not before.keys() - found["provenance"]["runs"].keys():
+        return found
+    if _with_defaults(stored["config"]) != _with_defaults(found["config"]):
+        raise InputError(
+            "the stored result is of other settings than these runs, and has runs that are not here, as "
+            f"{min(before.keys() - found['provenance']['runs'].keys())}; remove it, or train those again"
+        )
+    told = dict(sorted((before | found["provenance"]["runs"]).items()))
+    scores = {case: {**entry, "scores": dict(entry["scores"])} for case, entry in stored["cases"].items()}
+    for case, entry in found["cases"].items():
+        scores.setdefault(case, {**entry, "scores": {}})["scores"].update(entry["scores"])
+    missing = [line for line in found["missing"] if line.partition(":")[0] not in told]
+    provenance = found["provenance"] | {"runs": told}
+    return summarised(found | {"missing": missing, "provenance": provenance}, scores)
 
 
 def deal(experiment: Experiment, runs: Path, folds: Folds) -> None:
@@ -190,6 +223,18 @@ def _same_settings(settings: dict[str, Any] | None, training: Training) -> dict[
     if settings is not None and found != settings:
         raise InputError(f"{file}: has other settings than the other runs of this experiment; remove them")
     return found
+
+
+def _with_defaults(settings: dict[str, Any] | None) -> dict[str, Any]:
+    """Settings as a result has them -> with those that are younger than it, at their defaults."""
+    from mednca.config import RunConfig, to_dict
+
+    every: dict[str, Any] = json.loads(json.dumps(to_dict(RunConfig())))
+    for name, value in (settings or {}).items():
+        part = every.get(name)
+        every[name] = {**part, **value} if isinstance(part, dict) and isinstance(value, dict) else value
+    every["train"].pop("seed", None)
+    return every
 
 
 def _parameters(path: Path) -> int | None:

@@ -30,6 +30,7 @@ def tiny_model(
     card: dict[str, Any] | None = None,
     smoothing: int = 0,
     sizes: tuple[float, ...] | None = None,
+    spectrum: tuple[float, ...] | None = None,
     **preprocess: Any,
 ) -> ModelFile:
     """A model with random weights that says neither yes nor no everywhere."""
@@ -49,7 +50,7 @@ def tiny_model(
         merge=classes == 1,
         model=config,
         preprocess=PreprocessConfig(modalities=modalities, context=context, **preprocess),
-        predict=PredictConfig(smoothing=smoothing, sizes=sizes),
+        predict=PredictConfig(smoothing=smoothing, sizes=sizes, spectrum=spectrum),
     )
     return ModelFile(run, weights, {"name": "tiny"} | (card or {}))
 

@@ -29,6 +29,7 @@ from mednca.modelfile import ModelFile, load_model, save_model
 from mednca.predict import Predictor, decide, predict_slices, share_with
 from mednca.rule import weight_shapes
 from mednca.slices import rescale
+from mednca.spectrum import candidates
 from mednca.volume import Volume
 from tests.small import FIELD, tiny_model, voxels
 
@@ -294,9 +295,10 @@ def test_without_onnx_the_extra_is_named(tmp_path: Path) -> None:
         {"field": FIELD},
         {"margin": 5, "axes": (2, 0)},
         {"sizes": (3.0, 3.0, 3.0, 1.01, 1.3, 9.0)},
+        {"spectrum": (0.1, *72 * (0.0,)), "sizes": (3.0, 3.0, 3.0, 1.01, 1.3, 9.0)},
         {"field": FIELD, "axes": (1, 2), "spacing": (1.2, 1.2), "roi": (0.1, 0.9, 0.0, 1.0, 0.3, 1.0)},
     ],
-    ids=str,
+    ids=lambda kind: "+".join(kind),
 )
 def test_an_exported_folder_is_judged_by_the_masks_of_the_model(kind: dict[str, Any], tmp_path: Path) -> None:
     model = tiny_model(**kind)
@@ -305,8 +307,10 @@ def test_an_exported_folder_is_judged_by_the_masks_of_the_model(kind: dict[str, 
     assert exported.config.preprocess == model.config.preprocess
     assert exported.config.predict == model.config.predict
     affine = np.array([[0, 0, -1.5, 9], [-1.0, 0, 0, 4], [0, 1.0, 0, 2], [0, 0, 0, 1]])
-    scan = Volume(np.random.default_rng(2).normal(size=(1, 13, 15, 9)).astype(np.float32), affine)
+    scan = Volume(np.random.default_rng(2).normal(9, size=(1, 16, 15, 9)).astype(np.float32), affine)
     found, expected = (one.predict(scan).mask.data for one in (exported, Predictor(model)))
+    if "spectrum" in kind:
+        assert len(candidates(scan, model.config.spectra)) == 2
     assert 0.03 < (expected > 0).mean() < 0.97
     assert (found != expected).mean() < 0.003
 

@@ -14,7 +14,7 @@ import pytest
 
 from mednca.cases import Case, split_folds
 from mednca.checkpoint import RunFolder
-from mednca.dataset import load_scan
+from mednca.dataset import load_scan, load_scans, unmeasured
 from mednca.errors import InputError
 from mednca.metrics import dice_score
 from mednca.modelfile import load_model
@@ -33,6 +33,7 @@ from reproduce import (
     leak,
     organs,
     paired,
+    prepare,
     runs,
     smoothing,
     steps,
@@ -215,6 +216,15 @@ def test_runs_of_other_settings_are_not_mixed(world: Any, tmp_path: Path) -> Non
         gather.collect(one, tmp_path)
 
 
+def test_a_model_of_the_tree_gets_what_its_recipe_measures_now(tmp_path: Path) -> None:
+    model, scans = model_file(), load_scans(write_cases(tmp_path, 4).cases)
+    found = prepare.completed(model, scans)
+    assert found.config.predict.spectrum and len(found.config.predict.spectrum) == 73
+    assert unmeasured(found.config).predict == replace(model.config.predict, spectrum=())
+    assert found.weights is model.weights
+    assert prepare.completed(model, []).config == model.config  # nothing to measure it on
+
+
 def test_what_each_fold_has_measured_on_its_scans_is_no_other_setting(world: Any, tmp_path: Path) -> None:
     root, experiment = world
     asked = replace(experiment, seeds=(0,), changes=experiment.changes | {"predict": {"sizes": []}})
@@ -238,6 +248,22 @@ def test_quick_results_are_marked_and_never_taken_for_full_ones(world: Any, tmp_
     with pytest.raises(InputError, match="is a result of quick mode, expected full"):
         read_result(path)
     assert (read_result(path, quick=True) or {})["cases"] == result["cases"]
+
+
+def test_runs_of_several_machines_make_one_result(world: Any, tmp_path: Path) -> None:
+    root, experiment = world
+    one = replace(experiment, seeds=(0,))
+    whole = gather.collect(one, root / "runs")
+    for fold in ("fold_0", "fold_1"):
+        shutil.copytree(root / "runs/blobs_tiny/seed_0" / fold, tmp_path / fold / "blobs_tiny/seed_0" / fold)
+    first, second = (gather.collect(one, tmp_path / fold) for fold in ("fold_0", "fold_1"))
+    assert whole is not None and first is not None and second is not None
+    assert gather.joined(None, second) is second and gather.joined(first, whole) is whole
+    del first["config"]["predict"]["spectrum"]  # a setting that is younger than the stored result
+    assert gather.joined(first, second) == whole
+    first["config"]["predict"]["threshold"] = 0.4
+    with pytest.raises(InputError, match=r"of other settings than these .* seed_0/fold_0"):
+        gather.joined(first, second)
 
 
 def test_a_result_never_loses_runs_in_silence(world: Any, tmp_path: Path) -> None:

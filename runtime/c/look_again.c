@@ -27,6 +27,15 @@ static float *resampled(float *values, const int64_t from[3], const int64_t to[3
     return values;
 }
 
+mednca_scan in_memory(const mednca_scan *scan, const float *voxels, const int64_t shape[3])
+{
+    const int64_t x = sizeof(float), y = x * shape[0], z = y * shape[1];
+    mednca_scan other = {.voxels = voxels, .type = MEDNCA_F32, .slope = 1,
+                         .shape = {scan->shape[0], shape[0], shape[1], shape[2]}, .strides = {z * shape[2], x, y, z}};
+    memcpy(other.spacing, scan->spacing, sizeof other.spacing);
+    return other;
+}
+
 /* Scan, and by what its axes are to be stretched -> other, a scan in memory that `voxels` is to be freed of. Returns 1 where
  * there is too little. */
 static int stretch(const mednca_scan *scan, const double by[3], mednca_scan *other, float **voxels)
@@ -50,12 +59,7 @@ static int stretch(const mednca_scan *scan, const double by[3], mednca_scan *oth
         }
         free(values);
     }
-    *other = (mednca_scan){.voxels = *voxels, .type = MEDNCA_F32, .slope = 1};
-    memcpy(other->spacing, scan->spacing, sizeof other->spacing);
-    other->shape[0] = scan->shape[0];
-    memcpy(other->shape + 1, to, sizeof to);
-    const int64_t strides[4] = {many * x, x, to[0] * x, to[0] * to[1] * x};
-    memcpy(other->strides, strides, sizeof strides);
+    *other = in_memory(scan, *voxels, to);
     return !*voxels;
 }
 

@@ -7,6 +7,7 @@
  *     log.h, field.h     the bias field of a scan, brought back to what is usual
  *     mask.h             what is done to a mask when all slices are there: smoothing across them, one piece
  *     sizes.h            whether its organ has another size than in training, for a second look
+ *     spectrum.h         lines of k-space that no training scan has, brought back to what is usual
  *
  * and leads a scan through them.
  *
@@ -921,6 +922,8 @@ void mednca_level(const mednca_model *model, int32_t level, float *state, int64_
 #include "mask.h"
 
 #include "sizes.h"
+
+#include "spectrum.h"
 
 /* ---- Training ---- */
 

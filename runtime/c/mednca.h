@@ -15,7 +15,9 @@
  * next, and mednca_slice() needs memory for the probabilities, in which they are added up. So does a model that smooths
  * (facts.smoothing): after its last slice comes mednca_smooth(). A model that bears usual bias fields only, for which
  * mednca_field_size() is not 0, wants mednca_field() after mednca_begin(). Of one that knows the usual sizes of its organ
- * (facts.second_look), mednca_unusual() says whether to look again at the scan, resampled.
+ * (facts.second_look), mednca_unusual() says whether to look again at the scan, resampled. Of one that knows what lines of
+ * k-space are usual, for which mednca_mend_size() is not 0, mednca_mend() brings back the others in a scan, and
+ * mednca_overlap() says whether the model is surer then.
  *
  * Functions that can fail return null, 0 bytes or a status other than 0, and put one line for a person into message.
  */
@@ -34,7 +36,7 @@
 #endif
 
 /* MEDNCA_VERSION: the newest model format that is read; MEDNCA_ABI: rises when a structure or a function here changes. */
-enum { MEDNCA_VERSION = 5, MEDNCA_ABI = 8, MEDNCA_LEVELS = 8, MEDNCA_MODALITIES = 16, MEDNCA_CLASSES = 255, MEDNCA_MESSAGE = 256 };
+enum { MEDNCA_VERSION = 6, MEDNCA_ABI = 8, MEDNCA_LEVELS = 8, MEDNCA_MODALITIES = 16, MEDNCA_CLASSES = 255, MEDNCA_MESSAGE = 256 };
 
 /* Arithmetic of the cells. */
 enum {
@@ -206,6 +208,22 @@ MEDNCA_API void mednca_resize(const float *from, const int64_t shape[3], int32_t
 /* Probabilities of the classes (k, x, y, z) at probability_strides[0 .. 3] bytes -> the mask that they make. */
 MEDNCA_API void mednca_decide(const mednca_model *model, const int64_t *shape, const float *probability,
                               const int64_t *probability_strides, uint8_t *mask, const int64_t *mask_strides);
+
+/* ---- Lines of k-space: see spectrum.h ---- */
+
+/* Bytes that mednca_mend() works in for this scan; 0 where the model does not know what lines are usual. */
+MEDNCA_API size_t mednca_mend_size(const mednca_model *model, const mednca_scan *scan);
+
+/* Values of a channel of a whole scan, (X, Y, Z), x running fastest -> the same with lines of k-space that are stronger or
+ * weaker than in any training scan brought back to the usual; sign: 1, or -1 to turn them over, too. Returns how many there
+ * were; where there are none, all stay as they are. */
+MEDNCA_API int64_t mednca_mend(const mednca_model *model, int64_t channel, float *values, const int64_t shape[3], int32_t sign,
+                               void *memory);
+
+/* Probabilities of the classes (k, x, y, z) at probability_strides[0 .. 3] bytes -> the largest Dice that a mask can be
+ * expected to have, if they are right. */
+MEDNCA_API double mednca_overlap(const mednca_model *model, const int64_t *shape, const float *probability,
+                                 const int64_t *probability_strides);
 
 /* ---- Single levels: for tests, benchmarks and calibration ---- */
 

@@ -4,8 +4,9 @@
  * functions), so that every machine gets the same bits: the int16 path rests on that.
  */
 
-/* Numbers that tell the usual shading of a channel, see field.h. */
-enum { FIELD_TERMS = 20 };
+/* Numbers that tell the usual shading of a channel, see field.h; points of a profile of its lines of k-space, and numbers that
+ * tell what is usual of them, see spectrum.h. */
+enum { FIELD_TERMS = 20, SPECTRUM_GRID = 24, SPECTRUM_TERMS = 1 + 3 * SPECTRUM_GRID };
 
 struct mednca_model {
     mednca_facts facts;
@@ -14,6 +15,8 @@ struct mednca_model {
     int per_slice, has_spacing, has_size, has_roi, field; /* preprocessing */
     int32_t margin;
     double shadings[MEDNCA_MODALITIES][FIELD_TERMS]; /* for each channel the limit, and the usual terms */
+    int spectrum; /* whether it is known what lines of k-space are usual */
+    double spectra[MEDNCA_MODALITIES][SPECTRUM_TERMS]; /* for each channel the limit, and the profiles along x, y and z */
     double sizes[6]; /* of sizes.h: what is usual along each axis (mm), and the ratio to it that still is */
     double roi[6]; /* shares of the field of view: x from, to, y from, to, z from, to */
     double spacing[2];
@@ -185,6 +188,18 @@ static int read_config(mednca_model *m, Json config, char *message, size_t size)
     for (int i = 0; f->second_look && i < 3; i++)
         if (!(m->sizes[i] > 0 && m->sizes[3 + i] > 1))
             return fail(message, size, "the usual sizes of the organ must be positive, and the ratios above 1");
+    Json lines = member(predict, "spectrum"); /* a file may leave it out */
+    m->spectrum = lines.at && !is(lines, "null");
+    const int64_t points = (int64_t)f->modalities * SPECTRUM_TERMS;
+    if (m->spectrum && numbers(lines, &m->spectra[0][0], points) != points)
+        return fail(message, size, "the usual lines of k-space must be 73 numbers for each channel");
+    for (int32_t c = 0; m->spectrum && c < f->modalities; c++) {
+        for (int i = 0; i < SPECTRUM_TERMS; i++)
+            if (!(m->spectra[c][i] - m->spectra[c][i] == 0))
+                return fail(message, size, "the usual lines of k-space must be finite numbers");
+        if (!(m->spectra[c][0] > 0))
+            return fail(message, size, "the limit of unusual lines of k-space must be above 0");
+    }
     f->smoothing = 0; /* a file may leave it out */
     if (member(predict, "smoothing").at && !whole(predict, "smoothing", 0, 1000, &f->smoothing))
         return fail(message, size, "how often the model's slices are smoothed must be a whole number from 0 to 1000");

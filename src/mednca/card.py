@@ -107,6 +107,8 @@ def _input(model: ModelFile) -> str:
     parts.append(f"intensities scaled per {config.normalise}")
     if model.config.predict.sizes is not None:
         parts.append("a second look where the organ has an unusual size")
+    if model.config.predict.spectrum is not None:
+        parts.append("another look where lines of k-space are unusual")
     return ", ".join(parts)
 
 

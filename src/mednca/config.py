@@ -23,6 +23,7 @@ from mednca.errors import InputError
 from mednca.rule import MedNCAConfig
 from mednca.second_look import check_sizes
 from mednca.slices import PreprocessConfig
+from mednca.spectrum import Usual, of_channels
 
 T = TypeVar("T")
 
@@ -192,6 +193,9 @@ class PredictConfig:
             standard deviation of one slice.
         sizes: What sizes of the organ are usual (`mednca.second_look`); a scan where it has another is looked
             at again. () is measured on the training cases, None looks once.
+        spectrum: What is usual of the lines of k-space of each channel (`mednca.spectrum`): the numbers of
+            its `Usual`, one after the other; a scan with others is looked at with these brought back, too. ()
+            is measured on the training cases, None looks at it as it is.
     """
 
     threshold: float = 0.5
@@ -201,6 +205,7 @@ class PredictConfig:
     smoothing: int = field(default=0, metadata={"later": True})
     piece: Literal["largest", "surest"] = field(default="largest", metadata={"later": True})
     sizes: tuple[float, ...] | None = field(default=None, metadata={"later": True})
+    spectrum: tuple[float, ...] | None = field(default=None, metadata={"later": True})
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold < 1 or self.ensemble < 1:
@@ -308,10 +313,23 @@ class RunConfig:
                 f"model has {self.model.image_channels} image channels, its preprocessing gives "
                 f"{self.preprocess.image_channels}"
             )
+        if self.predict.spectrum:
+            of_channels(self.predict.spectrum, self.preprocess.modalities)
         if self.baseline is not None and self.model.scales != (1,):
             raise ValueError(f"scales of the model must be (1,) for a baseline, got {self.model.scales}")
         if self.baseline is not None and self.baseline.automaton and self.model.perception != "depthwise":
             raise ValueError(f"perception must be 'depthwise' for seg_nca, got {self.model.perception!r}")
+
+    @property
+    def spectra(self) -> list[Usual]:
+        """What is usual of the lines of k-space of each channel; nothing where scans are seen as they are.
+
+        Raises:
+            ValueError: If it is yet to be measured.
+        """
+        if self.predict.spectrum == ():
+            raise ValueError("what is usual of lines of k-space is measured in training; give its numbers")
+        return of_channels(self.predict.spectrum, self.preprocess.modalities) if self.predict.spectrum else []
 
     @property
     def is_automaton(self) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mednca import field, second_look
+from mednca import field, second_look, spectrum
 from mednca.cases import Case, CaseSet
 from mednca.config import RunConfig
 from mednca.errors import InputError
@@ -240,21 +240,32 @@ def with_fitting_field(config: RunConfig, scans: Sequence[LabelledScan]) -> RunC
 
 def measured(config: RunConfig, scans: Sequence[LabelledScan]) -> RunConfig:
     """Configuration and the training scans -> the same with what is usual of them, where it is to be
-    measured: bias fields (`mednca.field`) and sizes of the organ (`mednca.second_look`). None where they do
-    not tell."""
+    measured: bias fields (`mednca.field`), sizes of the organ (`mednca.second_look`) and lines of k-space
+    (`mednca.spectrum`). None where they do not tell."""
     preprocess, predict = config.preprocess, config.predict
     if preprocess.field == ():
         images = [cut_out(scan.image, preprocess.roi).canonical().data for scan in scans]
         channels = range(preprocess.modalities)
         found = [field.usual(image[channel].astype(np.float32) for image in images) for channel in channels]
-        told = [one.numbers for one in found if one is not None]
-        every = tuple(number for numbers in told for number in numbers)
-        preprocess = replace(preprocess, field=every if len(told) == len(found) else None)
+        preprocess = replace(preprocess, field=_of_all(found))
     if predict.sizes == ():
         labels = [cut_out(class_numbers(scan.label, config), preprocess.roi).canonical() for scan in scans]
         sizes = second_look.usual((label.data[0], label.spacing) for label in labels)
         predict = replace(predict, sizes=sizes)
+    if predict.spectrum == ():
+        images = [scan.image.canonical().data for scan in scans]
+        channels = range(preprocess.modalities)
+        lines = [
+            spectrum.usual(image[channel].astype(np.float32) for image in images) for channel in channels
+        ]
+        predict = replace(predict, spectrum=_of_all(lines))
     return replace(config, preprocess=preprocess, predict=predict)
+
+
+def _of_all(found: Sequence[field.Usual | spectrum.Usual | None]) -> tuple[float, ...] | None:
+    """What is usual of each channel -> the numbers of all; None where one does not tell."""
+    told = [one.numbers for one in found if one is not None]
+    return tuple(number for numbers in told for number in numbers) if len(told) == len(found) else None
 
 
 def unmeasured(config: RunConfig) -> RunConfig:
@@ -265,6 +276,8 @@ def unmeasured(config: RunConfig) -> RunConfig:
         preprocess = replace(preprocess, field=())
     if predict.sizes is not None:
         predict = replace(predict, sizes=())
+    if predict.spectrum is not None:
+        predict = replace(predict, spectrum=())
     return replace(config, preprocess=preprocess, predict=predict)
 
 

@@ -191,6 +191,7 @@ def facts(model: ModelFile, level: int) -> dict[str, str]:
         "mirror": config.predict.mirror or None,
         "smoothing": config.predict.smoothing or None,
         "sizes": config.predict.sizes,
+        "spectrum": config.predict.spectrum,
         "largest_component": config.predict.largest_component,
         "piece": config.predict.piece if config.predict.largest_component else None,
         "licence": card.get("licence"),
@@ -247,7 +248,7 @@ def page(model: ModelFile, names: Sequence[str]) -> str:
         prepare="; ".join(line for line in prepare if line),
         runs=_runs(config.predict, len(pre.axes)),
         component=_COMPONENTS[config.predict.piece] if config.predict.largest_component else "",
-        sizes=_second_look(config.predict.sizes),
+        looks=_second_look(config.predict.sizes) + _lines(config.predict.spectrum),
         licence=told.get("licence") or "not stated",
         attribution=told.get("attribution") or "not stated",
         data=told.get("data") or "not stated",
@@ -268,6 +269,17 @@ def _second_look(sizes: Sequence[float] | None) -> str:
         f"7. The organ's size along an axis, the standard deviation of its voxels' places, was {usual} in "
         "training. Where it is another, `mednca predict` stretches the scan to the usual size and looks "
         "again (`example.py` does not).\n"
+    )
+
+
+def _lines(spectrum: Sequence[float] | None) -> str:
+    """What lines of k-space are usual -> what to do about others."""
+    if not spectrum:
+        return ""
+    return (
+        "8. Where lines of k-space are stronger or weaker than in training, `mednca predict` looks at the "
+        "scan with them brought back, too, and the look counts of which the model is surer (`example.py` "
+        "does not).\n"
     )
 
 
@@ -340,7 +352,7 @@ this resolution is put into the image channels, and the level's steps follow.
 logit is 0. {runs}
 5. Where the foreground's probability exceeds {threshold:g}, the mask has the likeliest class ({values}), \
 else 0.
-{component}{sizes}
+{component}{looks}
 ## Which cells fire
 
 Each with a chance of {rate:g}. Which ones is a function of seed, level, step, slice, row and column, \

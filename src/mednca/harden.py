@@ -1,9 +1,9 @@
 """The robust recipe: a plan, prepared for scans that are not like those of its training.
 
 Faults of a scan that cannot be undone are learnt, from copies of the training scans that have them
-(`mednca.artefacts`). Bias fields (`mednca.field`) and sizes of the organ (`mednca.second_look`) that no
-training scan has are brought back to what is usual. Slices go on beyond their ends as they do on the canvas
-of training. No torch here, as in the planner.
+(`mednca.artefacts`). Bias fields (`mednca.field`), sizes of the organ (`mednca.second_look`) and lines of
+k-space (`mednca.spectrum`) that no training scan has are brought back to what is usual. Slices go on beyond
+their ends as they do on the canvas of training. No torch here, as in the planner.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MARGIN = 6
 
 
 def hardened(made: Plan) -> Plan:
-    """Plan -> the same prepared for fields, sizes and artefacts, with the reasons, and its cost."""
+    """Plan -> the same prepared for fields, sizes, lines and artefacts, with the reasons, and its cost."""
     config = made.config
     data = within(made.data, config.preprocess.roi)
     stretched = config.preprocess.size is not None
@@ -37,7 +37,7 @@ def hardened(made: Plan) -> Plan:
         recipe=config.recipe.replace("native", "robust"),
         preprocess=replace(config.preprocess, field=(), margin=margin),
         augment=replace(config.augment, artefacts=ARTEFACTS, copies=copies),
-        predict=replace(config.predict, sizes=()),
+        predict=replace(config.predict, sizes=(), spectrum=()),
     )
     choices = (
         Choice(
@@ -49,7 +49,7 @@ def hardened(made: Plan) -> Plan:
         Choice(
             "unusual",
             "brought back",
-            "bias fields and sizes of the organ that no training scan has; usual scans stay as they are",
+            "fields, sizes of the organ and lines of k-space that no training scan has; usual scans stay",
         ),
         Choice(
             "margin",

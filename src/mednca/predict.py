@@ -19,7 +19,7 @@ import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation
 from numpy.typing import NDArray
 
-from mednca import __version__, backends, engine, second_look, signals
+from mednca import __version__, backends, engine, second_look, signals, spectrum
 from mednca.backends import numpy as in_numpy
 from mednca.card import model_warnings
 from mednca.config import BaselineConfig, RunConfig
@@ -115,6 +115,10 @@ class Look:
     def on_body(self) -> tuple[NDArray[np.uint8], list[float]]:
         """Its mask and spacing (mm) on axes as close to RAS+ as they can be."""
         return along_body(self.mask[None], self.volume)[0], spacing_of_body(self.volume)
+
+    def overlap(self) -> float:
+        """How right the mask is by its own probabilities, which must be there."""
+        return spectrum.expected_overlap(self.probability)
 
     def traits(self) -> traits.Traits:
         """Its traits (`mednca.trust.traits`); probabilities must be there."""
@@ -233,7 +237,7 @@ class Predictor:
             raise InputError(
                 f"this model takes scans of {config.preprocess.modalities} channel(s), got {volume.channels}"
             )
-        seen, stretch = self._looks(volume, progress)
+        seen, stretch, lines = self._looks(volume, progress)
         look = self._brought_back(seen, volume) if stretch else seen
         mask, told, roi = look.mask, look.told, config.preprocess.roi
         voxel_ml = float(abs(np.linalg.det(volume.affine[:3, :3]))) / 1000
@@ -257,6 +261,7 @@ class Predictor:
             **told,
             "largest_piece": look.largest,
             "stretched": [round(factor, 4) for factor in stretch] or None,
+            "lines_changed": lines or None,
             "trust": None,
         }
         if self._judges:
@@ -271,6 +276,8 @@ class Predictor:
             )
         if stretch:
             told_of.append(of_size(stretch))
+        if lines:
+            told_of.append(spectrum.told_of(lines))
         report["warnings"] = told_of + trouble(told)
         return Prediction(
             volume.with_data(mask[None]),
@@ -280,17 +287,18 @@ class Predictor:
             seen,
         )
 
-    def _looks(self, volume: Volume, progress: Progress | None) -> tuple[Look, tuple[float, ...]]:
-        """Scan -> the look at it that counts, and by what each of its axes was stretched for that, as long as
-        the scan was looked at more than once (`mednca.second_look`)."""
-        sizes, first = self.file.config.predict.sizes, self._look(volume, progress)
-        if not sizes:
-            return first, ()
+    def _looks(self, volume: Volume, progress: Progress | None) -> tuple[Look, tuple[float, ...], int]:
+        """Scan -> the look at it that counts; by what each of its axes was stretched for that, as long as it
+        was (`mednca.second_look`); how many of its lines were changed for that (`mednca.spectrum`)."""
+        config = self.file.config
 
-        def again(stretched: Volume) -> Look:
-            return self._look(stretched, progress, shares=True)
+        def again(other: Volume, shares: bool = True) -> Look:
+            return self._look(other, progress, shares=shares)
 
-        return second_look.settle(volume, first, again, Look.on_body, sizes)
+        seen, shown, lines = spectrum.settle(volume, again, Look.overlap, config.spectra)
+        if not config.predict.sizes:
+            return seen, (), lines
+        return *second_look.settle(shown, seen, again, Look.on_body, config.predict.sizes), lines
 
     def _look(self, volume: Volume, progress: Progress | None, *, shares: bool = False) -> Look:
         """Scan -> what one run of the model, or of its ensemble, says of it; with probabilities also where

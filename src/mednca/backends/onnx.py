@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mednca import second_look
+from mednca import second_look, spectrum
 from mednca.backends.numpy import downscale, softmax
 from mednca.config import PredictConfig, RunConfig
 from mednca.errors import InputError
@@ -83,16 +83,19 @@ class Exported:
                 f"this model takes scans of {config.preprocess.modalities} channel(s), got {volume.channels}"
             )
 
-        def look(scan: Volume) -> Seen:
+        def look(scan: Volume, _: bool = True) -> Seen:
             average = self._average(scan)
             return scan, average, self._mask(average, scan)
+
+        def overlap_of(seen: Seen) -> float:
+            return spectrum.expected_overlap(seen[1])
 
         def on_body(seen: Seen) -> tuple[NDArray[np.uint8], list[float]]:
             return along_body(seen[2][None], seen[0])[0], spacing_of_body(seen[0])
 
-        seen = look(volume)
+        seen, shown, _ = spectrum.settle(volume, look, overlap_of, config.spectra)
         if config.predict.sizes:
-            seen, stretch = second_look.settle(volume, seen, look, on_body, config.predict.sizes)
+            seen, stretch = second_look.settle(shown, seen, look, on_body, config.predict.sizes)
             if stretch:
                 shares = second_look.resampled(seen[1], volume.shape)
                 return Found(volume.with_data(self._mask(shares, volume)[None]))
@@ -195,6 +198,7 @@ def configuration(told: list[dict[str, str]]) -> RunConfig:
         int(first.get("smoothing", 0)),
         "surest" if first.get("piece") == "surest" else "largest",
         numbers("sizes", float),
+        numbers("spectrum", float),
     )
     return RunConfig(
         labels=tuple(first["labels"].split(", ")),

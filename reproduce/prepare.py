@@ -1,0 +1,58 @@
+"""What the recipe says now of models that were trained before: settings that need no training.
+
+    python reproduce/prepare.py DATA_ROOT
+
+The models of folds in the tree (`reproduce/models/`) get what their recipe has and they have not, where it
+is measured on the training scans and changes nothing that is learnt: which lines of k-space are usual
+(`mednca.spectrum`). It is measured, as in training, on the scans that the model of the fold has seen. Models
+that have it stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tqdm import tqdm
+
+from mednca.dataset import LabelledScan, load_scans, measured
+from mednca.files import read_json
+from mednca.modelfile import ModelFile, load_model, save_model
+from reproduce.catalogue import find
+from reproduce.folds import load
+from reproduce.runs import MODELS
+
+
+def completed(model: ModelFile, scans: list[LabelledScan]) -> ModelFile:
+    """Model and the scans that it was trained on -> the same, with what is usual of their lines."""
+    asked = replace(model.config, predict=replace(model.config.predict, spectrum=()))
+    spectrum = measured(asked, scans).predict.spectrum
+    return replace(
+        model, config=replace(model.config, predict=replace(model.config.predict, spectrum=spectrum))
+    )
+
+
+def main() -> None:
+    """Complete what is not."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data_root", type=Path, help="folder that holds the data sets")
+    root = parser.parse_args().data_root
+    for path in sorted(MODELS.glob("*/*/model.safetensors")):
+        model = load_model(path)
+        if model.config.predict.spectrum is None:
+            (experiment,) = find([path.parents[1].name])
+            seen = set(read_json(path.parent / "split.json")["training"])
+            cases = [case for case in load(experiment.split).cases(root).cases if case.id in seen]
+            scans = load_scans(cases, lambda c, path=path: tqdm(c, desc=path.parent.name, unit="scan"))
+            save_model(path, completed(model, scans))
+            print(path)
+
+
+if __name__ == "__main__":
+    main()
