@@ -38,6 +38,7 @@ SCRIPTS = {
     "anisotropy": ("anisotropy.json", "3 min"),
     "margins": ("margins.json", "10 minutes"),
     "ghosts": ("ghosts.json", "5 minutes"),
+    "mended": ("mended.json", "10 minutes"),
     "fig5": ("fig5.png", "seconds, from stored cards"),
     "fig6": ("fig6.png", "seconds, from stored cards"),
     "trust": ("trust.json", "an hour, after table1"),

@@ -83,6 +83,21 @@ def test_where_there_are_too_few_lines_nothing_is_told() -> None:
     assert flat is not None and not flat.profiles[2].any() and flat.profiles[0].any()
 
 
+def test_powers_are_those_of_the_transform_however_many_slices_are_taken_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    image = scan_of(2)
+    wanted = []
+    for axis in range(3):
+        lines = np.fft.rfft(image.astype(float) - image.mean(dtype=float), axis=axis)
+        power = np.abs(np.moveaxis(lines, axis, 0)[1:]) ** 2
+        wanted.append(np.log(power.sum(axis=(1, 2))))
+    for voxels in (1, 2500, 1 << 20):
+        monkeypatch.setattr(spectrum, "SLAB", voxels)
+        for found, expected in zip(spectrum.log_powers(image), wanted, strict=True):
+            assert np.allclose(found, expected, rtol=1e-10)
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6])
 def test_units_of_intensity_do_not_matter(scale: float) -> None:
     assert USUAL is not None

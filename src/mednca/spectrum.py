@@ -52,6 +52,8 @@ MOST = 3.0
 FLOOR = 1e-9
 #: Where the mean power along an axis is no more than this share of all, the scan is the same all along it.
 NOTHING = 1e-12
+#: Voxels that are transformed at a time: bounds the memory.
+SLAB = 1 << 20
 #: By how much the expected overlap must be better for a mended scan to count.
 GAIN = 0.02
 #: Parts into which probabilities are sorted.
@@ -110,9 +112,10 @@ def usual(images: Iterable[NDArray[np.float32]]) -> Usual | None:
     return Usual(float(f"{limit:.6g}"), profiles) if limit > 0 else None
 
 
-def cut_to_box(channel: NDArray[np.float32]) -> Doubles | None:
-    """Channel (X, Y, Z) -> the part within the box of what is not fill; None where it is all one value."""
-    part = channel[box(without_fill(channel))].astype(np.float64)
+def cut_to_box(channel: NDArray[np.float32]) -> NDArray[np.float32] | None:
+    """Channel (X, Y, Z) -> a view of the part within the box of what is not fill; None where it is all one
+    value."""
+    part = channel[box(without_fill(channel))]
     return part if part.min() < part.max() else None
 
 
@@ -123,15 +126,22 @@ def frequencies(log: Doubles) -> Doubles:
     return found
 
 
-def log_powers(part: Doubles) -> list[Doubles]:
+def log_powers(part: NDArray[np.floating[Any]]) -> list[Doubles]:
     """Part of a channel -> for each axis, natural logarithm of the mean power of each line along it but that
     of frequency 0; nothing where there are too few, or where all of them are rounding."""
     found: list[Doubles] = []
-    away = part - part.mean()
+    mean = part.mean(dtype=np.float64)
     for axis, length in enumerate(part.shape):
-        lines = np.fft.rfft(away, axis=axis)
-        power = (np.abs(lines) ** 2).mean(axis=tuple(other for other in range(3) if other != axis))[1:]
-        told = length // 2 >= LEAST and power.mean() > NOTHING * length * np.mean(away**2)
+        others = tuple(other for other in range(3) if other != axis)
+        slices = np.moveaxis(part, others[0], 0)
+        at_once = max(1, SLAB * len(slices) // part.size)
+        power, all_there_is = np.zeros(length // 2 + 1), 0.0
+        for start in range(0, len(slices) if length // 2 >= LEAST else 0, at_once):
+            away = np.moveaxis(slices[start : start + at_once].astype(np.float64) - mean, 0, others[0])
+            power += (np.abs(np.fft.rfft(away, axis=axis)) ** 2).sum(axis=others)
+            all_there_is += float((away**2).sum())
+        power = power[1:]
+        told = len(power) and power.mean() > NOTHING * all_there_is
         found.append(np.log(np.maximum(power, FLOOR * power.mean())) if told else np.zeros(0))
     return found
 
@@ -159,7 +169,8 @@ def mended(channel: NDArray[np.float32], seen: Usual, sign: int) -> tuple[NDArra
     The axis with the most unusual lines is mended first, and its lines alone are turned over.
     """
     inside = box(without_fill(channel))
-    part, count = cut_to_box(channel), 0
+    part: NDArray[np.floating[Any]] | None = cut_to_box(channel)
+    count = 0
     if part is None:
         return channel, 0
     for _ in range(TURNS):
@@ -169,12 +180,12 @@ def mended(channel: NDArray[np.float32], seen: Usual, sign: int) -> tuple[NDArra
         axis = int(np.argmax(excess))
         if not excess[axis]:
             break
-        bad, mean = unusual[axis], part.mean()
+        bad, mean = unusual[axis], part.mean(dtype=np.float64)
         gain = np.ones(1 + len(bad))
         gain[1:][bad] = sign * np.exp(np.clip(-away[axis][bad] / 2, -MOST, MOST))
         count, sign = count + int(bad.sum()), 1
         shape = [-1 if other == axis else 1 for other in range(3)]
-        lines = np.fft.rfft(part - mean, axis=axis) * gain.reshape(shape)
+        lines = np.fft.rfft(part.astype(np.float64) - mean, axis=axis) * gain.reshape(shape)
         part = np.fft.irfft(lines, part.shape[axis], axis=axis) + mean
     if not count:
         return channel, 0
