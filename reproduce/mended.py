@@ -2,8 +2,8 @@
 
     python reproduce/mended.py DATA_ROOT
 
-The first 21 held-out cases of fold 0 of hippocampus_robust, with ghosts and spikes, are judged by the model of
-the fold, which brings lines back, with its own runs of fire masks and the trust score of the shipped model
+The first 21 held-out cases of fold 0 of hippocampus_robust, with ghosts and spikes, are judged by the model
+of the fold, which brings lines back, with its own runs of fire masks and the trust score of the shipped model
 `hippocampus_robust`. That score was fitted to predictions of these people too, but to none of a scan whose
 lines were brought back. Writes reproduce/results/mended.json: true and expected Dice, interval, and how many
 lines were changed.

@@ -2,10 +2,10 @@
 
     python reproduce/prepare.py DATA_ROOT
 
-The models of folds in the tree (`reproduce/models/`) get what their recipe has and they have not, where it
-is measured on the training scans and changes nothing that is learnt: which lines of k-space are usual
-(`mednca.spectrum`). It is measured, as in training, on the scans that the model of the fold has seen. Models
-that have it stay as they are.
+The models of folds in the tree (`reproduce/models/`), and the shipped model of the recipe, get what their
+recipe has and they have not, where that is measured on the training scans and changes nothing that is learnt:
+which lines of k-space are usual (`mednca.spectrum`). It is measured, as in training, on the scans that the
+model has seen. Models that have it stay as they are.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ from tqdm import tqdm
 
 from mednca.dataset import LabelledScan, load_scans, measured
 from mednca.files import read_json
-from mednca.modelfile import ModelFile, load_model, save_model
+from mednca.modelfile import SHIPPED, ModelFile, load_model, save_model
 from reproduce.catalogue import find
 from reproduce.folds import load
 from reproduce.runs import MODELS
+
+#: Whose recipe the shipped model of the same name has.
+EXPERIMENT = "hippocampus_robust"
 
 
 def completed(model: ModelFile, scans: list[LabelledScan]) -> ModelFile:
@@ -43,11 +46,16 @@ def main() -> None:
     )
     parser.add_argument("data_root", type=Path, help="folder that holds the data sets")
     root = parser.parse_args().data_root
-    for path in sorted(MODELS.glob("*/*/model.safetensors")):
+    paths = [*sorted(MODELS.glob("*/*/model.safetensors")), SHIPPED / f"{EXPERIMENT}.safetensors"]
+    for path in paths:
         model = load_model(path)
         if model.config.predict.spectrum is None:
-            (experiment,) = find([path.parents[1].name])
-            seen = set(read_json(path.parent / "split.json")["training"])
+            shipped = path.parent == SHIPPED
+            (experiment,) = find([EXPERIMENT if shipped else path.parents[1].name])
+            told = (
+                model.card["training_cases"] if shipped else read_json(path.parent / "split.json")["training"]
+            )
+            seen = set(told)
             cases = [case for case in load(experiment.split).cases(root).cases if case.id in seen]
             scans = load_scans(cases, lambda c, path=path: tqdm(c, desc=path.parent.name, unit="scan"))
             save_model(path, completed(model, scans))
