@@ -80,10 +80,10 @@ def main() -> None:
             {
                 "case": case,
                 "perturbation": f"{name} {severity:g}",
-                "dice": round(dice_score(found.mask.data[0] > 0, label.data[0] > 0), 5),
-                "expected": trust["expected_dice"],
-                "low": trust["interval"][0],
-                "high": trust["interval"][1],
+                "dice": round(float(dice_score(found.mask.data[0] > 0, label.data[0] > 0)), 5),
+                "expected": float(trust["expected_dice"]),
+                "low": float(trust["interval"][0]),
+                "high": float(trust["interval"][1]),
                 "lines": found.report["lines_changed"] or 0,
             }
         )

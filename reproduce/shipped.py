@@ -374,8 +374,9 @@ def on_mended(model: ModelFile) -> list[str]:
     return [
         "None of these predictions was of a scan whose lines of k-space were brought back. On "
         f"{told['mended']} such scans of fold 0, with ghosts or spikes, the interval held "
-        f"{100 * told['held'] / told['mended']:.0f} %; {told['bad_flagged']} of {told['bad']} masks below 0.8 "
-        f"were flagged, and {told['good_flagged']} of the {good} others: `reproduce/results/mended.json`.",
+        f"{100 * told['held'] / told['mended']:.0f} %; {told['bad_flagged']} of {told['bad']} masks below "
+        f"0.8 were flagged, and {told['good_flagged']} of the {good} others: "
+        "`reproduce/results/mended.json`.",
         "",
     ]
 

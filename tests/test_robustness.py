@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -584,11 +585,23 @@ def test_coarser_voxels_leave_less_of_a_label_and_those_of_its_own_steps_all(tmp
     for name, label in (("fine", fine), ("blocks", blocks)):
         write_nifti(tmp_path / "images" / f"{name}.nii.gz", label.astype(np.float32))
         write_nifti(tmp_path / "labels" / f"{name}.nii.gz", label)
-    found = {case.id: anisotropy.kept(case) for case in find_cases(tmp_path).cases}
+    knows: Any = SimpleNamespace(predict=lambda image: SimpleNamespace(mask=image))  # images are the labels
+    told = {case.id: anisotropy.kept(case, knows) for case in find_cases(tmp_path).cases}
+    found = {case: one["label"] for case, one in told.items()}
     assert list(found["fine"]) == [f"{one:g}" for one in find(["anisotropy"])[0].severities]
     assert all(found["blocks"][factor] == 1 for factor in ("2", "4", "8"))  # blocks of 8 voxels
     assert sorted(found["fine"].values(), reverse=True) == list(found["fine"].values())
     assert 0.5 < found["fine"]["8"] < found["fine"]["2"] < 0.8
+    assert all(one["clean"] == 1 and one["own"] == one["shape"] for one in told.values())
+    means = anisotropy.summary(list(told.values()))
+    assert means["label"]["8"] == pytest.approx((found["fine"]["8"] + 1) / 2, abs=1e-5)
+
+
+def test_the_border_between_coarse_voxels_is_drawn_on_smoothly() -> None:
+    ball = sum((np.indices((30, 30, 30)) - 14.5) ** 2) < 100
+    away = anisotropy.distances(ball)
+    assert np.array_equal(away > 0, ball) and away.max() == pytest.approx(9.5, abs=1)
+    assert away[0, 14, 14] == pytest.approx(-4.5, abs=1)
 
 
 def test_a_fold_that_is_still_trained_is_not_judged(tmp_path: Path) -> None:
