@@ -19,8 +19,6 @@ The line of frequency 0 stays. Writes reproduce/results/ghosts.json.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
 from dataclasses import replace
@@ -33,21 +31,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from mednca import __version__
 from mednca.cases import Case
 from mednca.dataset import load_scan
-from mednca.files import atomic_write, read_json
 from mednca.metrics import dice_score
-from mednca.modelfile import load_model
 from mednca.perturb import planes, stream
 from mednca.predict import Predictor, with_ensemble
-from reproduce.catalogue import find
-from reproduce.folds import load
-from reproduce.runs import MODELS
-from reproduce.stored import RESULTS
+from reproduce.first_fold import SEED, data_root, opened, store
 
-EXPERIMENT, FOLD, CASES = "hippocampus_robust", "fold_0", 21
-SEED = 0
 KINDS = ("none", "lines", "breathing", "moving")
 
 
@@ -110,34 +100,15 @@ def summary(cases: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("data_root", type=Path, help="folder that holds Task04_Hippocampus")
-    asked = parser.parse_args()
-    folds, run = load(find([EXPERIMENT])[0].split), MODELS / EXPERIMENT / FOLD
-    by_id = {case.id: case for case in folds.cases(asked.data_root).cases}
-    model = with_ensemble(load_model(run / "model.safetensors"), 1)
+    whole, chosen = opened(data_root(__doc__))
+    model = with_ensemble(whole, 1)
     blind = replace(model, config=replace(model.config, predict=replace(model.config.predict, spectrum=None)))
     predictors = {
         name: Predictor(file, engine="native", signals=False, trust=False)
         for name, file in (("with", model), ("without", blind))
     }
-    chosen = read_json(run / "split.json")["validation"][:CASES]
-    cases = {name: measure(by_id[name], predictors) for name in tqdm(chosen, unit="case")}
-    result = {
-        "summary": summary(cases),
-        "provenance": {
-            "command": "python reproduce/ghosts.py DATA_ROOT",
-            "data": folds.split.data,
-            "model": model.hash,
-            "seed": SEED,
-            "mednca": __version__,
-        },
-        "cases": cases,
-    }
-    atomic_write(RESULTS / "ghosts.json", json.dumps(result, indent=1) + "\n", force=True)
-    print(json.dumps(result["summary"], indent=1))
+    cases = {case.id: measure(case, predictors) for case in tqdm(chosen, unit="case")}
+    store("ghosts", model, summary(cases), cases=cases)
 
 
 if __name__ == "__main__":

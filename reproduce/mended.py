@@ -11,8 +11,6 @@ lines were changed.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -22,20 +20,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
-from mednca import __version__
 from mednca.dataset import load_scan
-from mednca.files import atomic_write, read_json
 from mednca.metrics import dice_score
 from mednca.modelfile import load_model
 from mednca.perturb import perturb
 from mednca.predict import Predictor
-from reproduce.catalogue import find
-from reproduce.folds import load
-from reproduce.runs import MODELS
-from reproduce.stored import RESULTS
+from reproduce.first_fold import EXPERIMENT, SEED, data_root, opened, store
 
-EXPERIMENT, FOLD, CASES = "hippocampus_robust", "fold_0", 21
-SEED = 0
 #: Perturbation -> severities.
 PERTURBED = {"ghosting": (1.5, 2.0, 2.5), "spike": (0.5, 2.0)}
 
@@ -59,26 +50,19 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("data_root", type=Path, help="folder that holds Task04_Hippocampus")
-    asked = parser.parse_args()
-    folds, run = load(find([EXPERIMENT])[0].split), MODELS / EXPERIMENT / FOLD
-    by_id = {case.id: case for case in folds.cases(asked.data_root).cases}
-    model = replace(load_model(run / "model.safetensors"), trust=load_model(EXPERIMENT).trust)
+    whole, chosen = opened(data_root(__doc__))
+    model = replace(whole, trust=load_model(EXPERIMENT).trust)
     predictor = Predictor(model, engine="native")
-    chosen = read_json(run / "split.json")["validation"][:CASES]
     todo = [(case, name, strength) for case in chosen for name, of in PERTURBED.items() for strength in of]
     rows = []
     for case, name, severity in tqdm(todo, unit="prediction"):
-        scan = load_scan(by_id[case])
-        image, label, _ = perturb(name, scan.image, scan.label, severity, case=case, seed=SEED)
+        scan = load_scan(case)
+        image, label, _ = perturb(name, scan.image, scan.label, severity, case=case.id, seed=SEED)
         found = predictor.predict(image)
         trust = found.report["trust"]
         rows.append(
             {
-                "case": case,
+                "case": case.id,
                 "perturbation": f"{name} {severity:g}",
                 "dice": round(float(dice_score(found.mask.data[0] > 0, label.data[0] > 0)), 5),
                 "expected": float(trust["expected_dice"]),
@@ -87,19 +71,7 @@ def main() -> None:
                 "lines": found.report["lines_changed"] or 0,
             }
         )
-    result = {
-        "summary": summary(rows),
-        "provenance": {
-            "command": "python reproduce/mended.py DATA_ROOT",
-            "data": folds.split.data,
-            "model": model.hash,
-            "seed": SEED,
-            "mednca": __version__,
-        },
-        "rows": rows,
-    }
-    atomic_write(RESULTS / "mended.json", json.dumps(result, indent=1) + "\n", force=True)
-    print(json.dumps(result["summary"], indent=1))
+    store("mended", model, summary(rows), rows=rows)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import pytest
 from mednca.modelfile import load_model
 from mednca.robustness.report import IN_VIEW, points
 from mednca.trust.fit import spearman
-from reproduce import anisotropy, claims, ghosts, mended, shifts
+from reproduce import anisotropy, claims, first_fold, ghosts, mended, shifts
 from reproduce.catalogue import CARDS, PROSTATE_CARD
 from reproduce.plans import rows, stored
 from reproduce.stored_cards import difference, read_card
@@ -247,7 +247,7 @@ def test_what_more_ghosts_in_training_came_to_is_what_is_stored() -> None:
 def test_what_lines_of_k_space_are_worth_against_other_ghosts_is_what_was_measured() -> None:
     page = (ROOT / "docs/explanation/robust-input.md").read_text(encoding="utf-8")
     told = result("reproduce/results/ghosts.json")
-    assert ghosts.summary(told["cases"]) == told["summary"] and len(told["cases"]) == ghosts.CASES
+    assert ghosts.summary(told["cases"]) == told["summary"] and len(told["cases"]) == first_fold.CASES
     rows = rows_of(page, "| ghosts | Dice without |").values()
     for row, one in zip(rows, told["summary"].values(), strict=True):
         assert row.endswith(f"| {one['without']:.3f} | {one['with']:.3f} | {one['changed']} |")

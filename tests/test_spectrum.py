@@ -222,6 +222,8 @@ def test_a_sure_mask_overlaps_and_a_flat_one_does_not() -> None:
     assert expected_overlap(sure) > 0.99
     assert expected_overlap(np.full((1, 10, 10, 10), 0.2, np.float32)) == pytest.approx(1 / 3, abs=2e-3)
     assert expected_overlap(np.zeros((1, 4, 4, 4), np.float32)) < 0.01
+    sure[:, 8:] = np.nan  # what a broken answer is not sure of
+    assert expected_overlap(sure) > 0.99
 
 
 @pytest.mark.parametrize(

@@ -219,11 +219,11 @@ def expected_overlap(probability: Array) -> float:
     """Probabilities (K, X, Y, Z) -> the largest Dice that a mask can be expected to have, if they are right.
 
     The mask with the largest expected Dice holds all voxels above some probability. They are sorted into
-    `PARTS` parts, so all sums are of whole numbers (Lipton et al., 2014,
+    `PARTS` parts, so all sums are of whole numbers; what is no number counts as 0 (Lipton et al., 2014,
     doi:10.1007/978-3-662-44851-9_15).
     """
-    foreground = np.clip(probability.sum(axis=0, dtype=np.float32).ravel() * np.float32(PARTS), 0, PARTS - 1)
-    counts = np.bincount(foreground.astype(np.int64), minlength=PARTS)
+    foreground = np.nan_to_num(probability.sum(axis=0, dtype=np.float32).ravel()) * np.float32(PARTS)
+    counts = np.bincount(np.clip(foreground, 0, PARTS - 1).astype(np.int64), minlength=PARTS)
     voxels = np.cumsum(counts[::-1])
     shares = np.cumsum((counts * (2 * np.arange(PARTS) + 1))[::-1])  # in units of 1 / (2 PARTS)
     overlap: float = (2 * shares / np.maximum(2 * PARTS * voxels + shares[-1], 1)).max()
