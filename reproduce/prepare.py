@@ -4,8 +4,8 @@
 
 The models of folds in the tree (`reproduce/models/`), and the shipped model of the recipe, get what their
 recipe has and they have not, where that is measured on the training scans and changes nothing that is learnt:
-which lines of k-space are usual (`mednca.spectrum`). It is measured, as in training, on the scans that the
-model has seen. Models that have it stay as they are.
+which lines of k-space (`mednca.spectrum`) and which distances of slices (`mednca.coarse`) are usual. They are
+measured, as in training, on the scans that the model has seen. Models that have both stay as they are.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ from reproduce.runs import MODELS
 
 #: Whose recipe the shipped model of the same name has.
 EXPERIMENT = "hippocampus_robust"
+#: Of predictions, that need no training.
+SETTINGS = ("spectrum", "coarse")
 
 
 def completed(model: ModelFile, scans: list[LabelledScan]) -> ModelFile:
-    """Model and the scans that it was trained on -> the same, with what is usual of their lines."""
-    asked = replace(model.config, predict=replace(model.config.predict, spectrum=()))
-    spectrum = measured(asked, scans).predict.spectrum
-    return replace(
-        model, config=replace(model.config, predict=replace(model.config.predict, spectrum=spectrum))
-    )
+    """Model and the scans that it was trained on -> the same, with what it lacks of what is usual of them."""
+    predict = model.config.predict
+    lacking = {name: () for name in SETTINGS if getattr(predict, name) is None}
+    asked = replace(model.config, predict=replace(predict, **lacking))
+    return replace(model, config=measured(asked, scans))
 
 
 def main() -> None:
@@ -49,7 +50,7 @@ def main() -> None:
     paths = [*sorted(MODELS.glob("*/*/model.safetensors")), SHIPPED / f"{EXPERIMENT}.safetensors"]
     for path in paths:
         model = load_model(path)
-        if model.config.predict.spectrum is None:
+        if any(getattr(model.config.predict, name) is None for name in SETTINGS):
             shipped = path.parent == SHIPPED
             (experiment,) = find([EXPERIMENT if shipped else path.parents[1].name])
             told = (

@@ -63,9 +63,8 @@ static int stretch(const mednca_scan *scan, const double by[3], mednca_scan *oth
     return !*voxels;
 }
 
-/* What was said of a stretched scan -> the mask of the scan itself, in the axes of its file. */
-static int bring_back(const mednca_model *model, const answer *seen, const int64_t seen_shape[3], const mednca_scan *scan,
-                      const nifti_image *image, answer *a)
+int bring_back(const mednca_model *model, const answer *seen, const int64_t seen_shape[3], Resample *how,
+               const mednca_scan *scan, const nifti_image *image, answer *a)
 {
     mednca_facts facts;
     const int64_t *shape = scan->shape + 1, n = shape[0] * shape[1] * shape[2];
@@ -78,7 +77,7 @@ static int bring_back(const mednca_model *model, const answer *seen, const int64
         float *values = allocate(sizeof(float) * (size_t)many, 0);
         if (values)
             memcpy(values, seen->shares + k * many, sizeof(float) * (size_t)many);
-        values = resampled(values, seen_shape, shape);
+        values = values ? how(values, seen_shape, shape) : NULL;
         const float *from = values;
         for (int64_t z = 0; z < shape[2] && values; z++)
             for (int64_t y = 0; y < shape[1]; y++)
@@ -96,7 +95,7 @@ static int bring_back(const mednca_model *model, const answer *seen, const int64
     free(a->four);
     a->four = four;
     a->shares = shares + first;
-    one_piece(&facts, a, image->shape);
+    one_piece(&facts, a, image ? image->shape : shape);
     return 0;
 }
 
@@ -136,7 +135,7 @@ int look_again(const mednca_model *model, const mednca_scan *scan, const nifti_i
     }
     if (seen.mask == a->mask)
         return failed;
-    if (!failed && bring_back(model, &seen, shape, scan, image, a)) {
+    if (!failed && bring_back(model, &seen, shape, resampled, scan, image, a)) {
         snprintf(message, message_size, "too little memory for the mask of a second look");
         failed = 1;
     }

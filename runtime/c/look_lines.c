@@ -27,8 +27,8 @@ static int64_t mend(const mednca_model *model, const mednca_scan *scan, int32_t 
     return lines;
 }
 
-int look_at_lines(const mednca_model *model, mednca_scan *scan, const nifti_image *image, const settings *set, answer *a,
-                  float **voxels, mednca_counts *counts, char *message, size_t message_size)
+int look_at_lines(const mednca_model *model, mednca_scan *scan, const nifti_image *image, const settings *set, int wanted,
+                  answer *a, float **voxels, mednca_counts *counts, char *message, size_t message_size)
 {
     const mednca_scan whole = *scan;
     const int64_t *shape = whole.shape + 1;
@@ -40,7 +40,7 @@ int look_at_lines(const mednca_model *model, mednca_scan *scan, const nifti_imag
     /* of a scan that is too large for the model look() tells */
     if (mednca_mend_size(model, &whole) && mednca_work_size(model, &whole, 1, message, message_size))
         lines = mend(model, &whole, 1, &other, &mended);
-    int failed = lines >= 0 && look(model, &whole, image, set, lines > 0, a, counts, message, message_size);
+    int failed = lines >= 0 && look(model, &whole, image, set, wanted || lines > 0, a, counts, message, message_size);
     const int all_usual = failed || lines <= 0;
     double least = all_usual ? 0 : mednca_overlap(model, shape, a->shares, a->share_strides) + GAIN;
     for (int32_t sign = 1; sign >= -1 && !failed && !all_usual; sign -= 2) {

@@ -8,6 +8,7 @@
  *     mask.h             what is done to a mask when all slices are there: smoothing across them, one piece
  *     sizes.h            whether its organ has another size than in training, for a second look
  *     spectrum.h         lines of k-space that no training scan has, brought back to what is usual
+ *     coarse.h           scans of coarse voxels, drawn on between their slices
  *
  * and leads a scan through them.
  *
@@ -924,6 +925,8 @@ void mednca_level(const mednca_model *model, int32_t level, float *state, int64_
 #include "sizes.h"
 
 #include "spectrum.h"
+
+#include "coarse.h"
 
 /* ---- Training ---- */
 

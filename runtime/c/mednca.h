@@ -17,7 +17,8 @@
  * mednca_field_size() is not 0, wants mednca_field() after mednca_begin(). Of one that knows the usual sizes of its organ
  * (facts.second_look), mednca_unusual() says whether to look again at the scan, resampled. Of one that knows what lines of
  * k-space are usual, for which mednca_mend_size() is not 0, mednca_mend() brings back the others in a scan, and
- * mednca_overlap() says whether the model is surer then.
+ * mednca_overlap() says whether the model is surer then. Of one that bears coarse voxels, for which mednca_draw_size() is not
+ * 0, mednca_finer() says whether a scan is to be drawn on before all this; mednca_redraw() draws others on that once were.
  *
  * Functions that can fail return null, 0 bytes or a status other than 0, and put one line for a person into message.
  */
@@ -36,7 +37,7 @@
 #endif
 
 /* MEDNCA_VERSION: the newest model format that is read; MEDNCA_ABI: rises when a structure or a function here changes. */
-enum { MEDNCA_VERSION = 6, MEDNCA_ABI = 8, MEDNCA_LEVELS = 8, MEDNCA_MODALITIES = 16, MEDNCA_CLASSES = 255, MEDNCA_MESSAGE = 256 };
+enum { MEDNCA_VERSION = 7, MEDNCA_ABI = 8, MEDNCA_LEVELS = 8, MEDNCA_MODALITIES = 16, MEDNCA_CLASSES = 255, MEDNCA_MESSAGE = 256 };
 
 /* Arithmetic of the cells. */
 enum {
@@ -224,6 +225,25 @@ MEDNCA_API int64_t mednca_mend(const mednca_model *model, int64_t channel, float
  * expected to have, if they are right. */
 MEDNCA_API double mednca_overlap(const mednca_model *model, const int64_t *shape, const float *probability,
                                  const int64_t *probability_strides);
+
+/* ---- Coarse voxels: see coarse.h ---- */
+
+/* Scan -> the axis along which it is coarse for the model by its spacing, or -1, and how many voxels it is to have along it, or
+ * 0: those of mednca_draw(), with a spacing that keeps the field of view. */
+MEDNCA_API int64_t mednca_finer(const mednca_model *model, const mednca_scan *scan, int32_t *axis);
+
+/* Bytes that mednca_draw() and mednca_redraw() work in for this scan; 0 where the model sees coarse scans as they are. */
+MEDNCA_API size_t mednca_draw_size(const mednca_model *model, const mednca_scan *scan);
+
+/* Values of a channel (X, Y, Z), x running fastest -> drawn on along an axis to so many voxels. */
+MEDNCA_API void mednca_draw(const float *from, const int64_t shape[3], int32_t axis, int64_t length, float *to, void *memory);
+
+/* The way back, for probabilities: values at so many places along an axis, each in the middle of a slice. */
+MEDNCA_API void mednca_middles(const float *from, const int64_t shape[3], int32_t axis, int64_t length, float *to);
+
+/* Values of a channel (X, Y, Z), x running fastest, of a scan that is not coarse by its spacing -> drawn on between the slices
+ * that it was interpolated from, where these are far apart. Returns how many there are; 0 where it stays as it is. */
+MEDNCA_API int64_t mednca_redraw(const mednca_model *model, const mednca_scan *scan, float *values, void *memory);
 
 /* ---- Single levels: for tests, benchmarks and calibration ---- */
 

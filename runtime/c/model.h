@@ -17,6 +17,8 @@ struct mednca_model {
     double shadings[MEDNCA_MODALITIES][FIELD_TERMS]; /* for each channel the limit, and the usual terms */
     int spectrum; /* whether it is known what lines of k-space are usual */
     double spectra[MEDNCA_MODALITIES][SPECTRUM_TERMS]; /* for each channel the limit, and the profiles along x, y and z */
+    int coarse; /* whether scans of coarse voxels are drawn on */
+    double ways[3]; /* of coarse.h: the longest way (mm) from slice to slice in training, along each axis */
     double sizes[6]; /* of sizes.h: what is usual along each axis (mm), and the ratio to it that still is */
     double roi[6]; /* shares of the field of view: x from, to, y from, to, z from, to */
     double spacing[2];
@@ -200,7 +202,14 @@ static int read_config(mednca_model *m, Json config, char *message, size_t size)
         if (!(m->spectra[c][0] > 0))
             return fail(message, size, "the limit of unusual lines of k-space must be above 0");
     }
-    f->smoothing = 0; /* a file may leave it out */
+    Json ways = member(predict, "coarse"); /* a file may leave it out */
+    m->coarse = ways.at && !is(ways, "null");
+    if (m->coarse && numbers(ways, m->ways, 3) != 3)
+        return fail(message, size, "the usual distances of slices must be three numbers");
+    for (int i = 0; m->coarse && i < 3; i++)
+        if (!(m->ways[i] > 0 && m->ways[i] - m->ways[i] == 0))
+            return fail(message, size, "the usual distances of slices must be above 0");
+    f->smoothing = 0;
     if (member(predict, "smoothing").at && !whole(predict, "smoothing", 0, 1000, &f->smoothing))
         return fail(message, size, "how often the model's slices are smoothed must be a whole number from 0 to 1000");
     f->largest_component = is(member(predict, "largest_component"), "true");

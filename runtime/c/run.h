@@ -1,5 +1,6 @@
 /* What the files of mednca-run share. mednca-run.c has arguments, files and errors, segment.c threads and progress,
- * look_lines.c looks at scans with unusual lines of k-space, look_again.c the second look, bench.c the benchmark, nifti.c
+ * look_finer.c looks at scans of coarse voxels, look_lines.c at those with unusual lines of k-space, look_again.c has the
+ * second look, bench.c the benchmark, nifti.c
  * scans and masks, mednca.c the engine. */
 #ifndef MEDNCA_RUN_H
 #define MEDNCA_RUN_H
@@ -78,18 +79,32 @@ void one_piece(const mednca_facts *facts, const answer *a, const int64_t *shape)
 int look(const mednca_model *model, const mednca_scan *scan, const nifti_image *image, const settings *set, int wanted,
          answer *a, mednca_counts *counts, char *message, size_t message_size);
 
+/* ---- look_finer.c ---- */
+
+/* Looks at a scan, drawn on between its slices where these are far apart, in all the ways that follow. Status 0 or 1. */
+int look_closely(const mednca_model *model, const mednca_scan *scan, const nifti_image *image, const settings *set, answer *a,
+                 mednca_counts *counts, char *message, size_t message_size);
+
 /* ---- look_lines.c ---- */
 
 /* Looks at a scan and, where lines of its k-space are stronger or weaker than in training, also with these brought back to
  * the usual: a becomes what the model is surest of, scan what it then sees, which voxels is to be freed of in the end, also
- * where this fails. Status 0 or 1. */
-int look_at_lines(const mednca_model *model, mednca_scan *scan, const nifti_image *image, const settings *set, answer *a,
-                  float **voxels, mednca_counts *counts, char *message, size_t message_size);
+ * where this fails. wanted as in look(). Status 0 or 1. */
+int look_at_lines(const mednca_model *model, mednca_scan *scan, const nifti_image *image, const settings *set, int wanted,
+                  answer *a, float **voxels, mednca_counts *counts, char *message, size_t message_size);
 
 /* ---- look_again.c ---- */
 
 /* A scan, and voxels (c, x, y, z), x fastest, of another with the same spacing -> that one. */
 mednca_scan in_memory(const mednca_scan *scan, const float *voxels, const int64_t shape[3]);
+
+/* Values of one shape, x running fastest -> of another, in memory to be freed; those are freed. Null where there is too little. */
+typedef float *Resample(float *values, const int64_t from[3], const int64_t to[3]);
+
+/* What was said of a scan on another grid -> that of the scan itself: a, whose mask is there and laid out. image as in look().
+ * Status 0, or 1 where there is too little memory. */
+int bring_back(const mednca_model *model, const answer *seen, const int64_t seen_shape[3], Resample *how,
+               const mednca_scan *scan, const nifti_image *image, answer *a);
 
 /* Looks again, on the scan stretched to where its organ has the usual size, as long as that makes it more usual: a, what was
  * said at first, becomes what counts. Status 0 or 1. */

@@ -384,11 +384,7 @@ uint8_t *segment(const mednca_model *model, const nifti_image *image, const sett
                  scan.shape[0], facts.modalities > 1 ? "; join them along the fourth axis of one file" : "");
         return NULL;
     }
-    float *mended = NULL;
-    int failed = look_at_lines(model, &scan, image, set, &a, &mended, counts, message, message_size);
-    if (!failed && facts.second_look)
-        failed = look_again(model, &scan, image, set, &a, counts, message, message_size);
-    free(mended);
+    const int failed = look_closely(model, &scan, image, set, &a, counts, message, message_size);
     free(a.four);
     if (failed)
         free(a.mask);

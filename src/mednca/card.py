@@ -109,6 +109,8 @@ def _input(model: ModelFile) -> str:
         parts.append("a second look where the organ has an unusual size")
     if model.config.predict.spectrum is not None:
         parts.append("another look where lines of k-space are unusual")
+    if model.config.predict.coarse is not None:
+        parts.append("drawn on between slices that are far apart")
     return ", ".join(parts)
 
 

@@ -19,6 +19,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from mednca.coarse import check_ways
 from mednca.errors import InputError
 from mednca.rule import MedNCAConfig
 from mednca.second_look import check_sizes
@@ -196,6 +197,9 @@ class PredictConfig:
         spectrum: What is usual of the lines of k-space of each channel (`mednca.spectrum`): the numbers of
             its `Usual`, one after the other; a scan with others is looked at with these brought back, too. ()
             is measured on the training cases, None looks at it as it is.
+        coarse: The longest way (mm) from slice to slice along each axis of the body that is usual
+            (`mednca.coarse`); a scan of coarser voxels is drawn on between its slices. () is measured on the
+            training cases, None sees it as it is.
     """
 
     threshold: float = 0.5
@@ -206,6 +210,7 @@ class PredictConfig:
     piece: Literal["largest", "surest"] = field(default="largest", metadata={"later": True})
     sizes: tuple[float, ...] | None = field(default=None, metadata={"later": True})
     spectrum: tuple[float, ...] | None = field(default=None, metadata={"later": True})
+    coarse: tuple[float, ...] | None = field(default=None, metadata={"later": True})
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold < 1 or self.ensemble < 1:
@@ -217,6 +222,7 @@ class PredictConfig:
         if self.piece not in ("largest", "surest"):
             raise ValueError(f"piece must be 'largest' or 'surest', got {self.piece!r}")
         check_sizes(self.sizes or ())
+        check_ways(self.coarse or ())
         if len(set(self.mirror)) < len(self.mirror) or not set(self.mirror) <= {0, 1, 2}:
             raise ValueError(f"mirror must be none or some of 0, 1 and 2, each once, got {self.mirror}")
 

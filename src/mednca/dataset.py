@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mednca import field, second_look, spectrum
+from mednca import coarse, field, second_look, spectrum
 from mednca.cases import Case, CaseSet
 from mednca.config import RunConfig
 from mednca.errors import InputError
@@ -240,8 +240,8 @@ def with_fitting_field(config: RunConfig, scans: Sequence[LabelledScan]) -> RunC
 
 def measured(config: RunConfig, scans: Sequence[LabelledScan]) -> RunConfig:
     """Configuration and the training scans -> the same with what is usual of them, where it is to be
-    measured: bias fields (`mednca.field`), sizes of the organ (`mednca.second_look`) and lines of k-space
-    (`mednca.spectrum`). None where they do not tell."""
+    measured: bias fields (`mednca.field`), sizes of the organ (`mednca.second_look`), lines of k-space
+    (`mednca.spectrum`) and distances of slices (`mednca.coarse`). None where they do not tell."""
     preprocess, predict = config.preprocess, config.predict
     if preprocess.field == ():
         images = [cut_out(scan.image, preprocess.roi).canonical().data for scan in scans]
@@ -259,6 +259,8 @@ def measured(config: RunConfig, scans: Sequence[LabelledScan]) -> RunConfig:
             spectrum.usual(image[channel].astype(np.float32) for image in images) for channel in channels
         ]
         predict = replace(predict, spectrum=_of_all(lines))
+    if predict.coarse == ():
+        predict = replace(predict, coarse=coarse.usual(scan.image for scan in scans))
     return replace(config, preprocess=preprocess, predict=predict)
 
 
@@ -278,6 +280,8 @@ def unmeasured(config: RunConfig) -> RunConfig:
         predict = replace(predict, sizes=())
     if predict.spectrum is not None:
         predict = replace(predict, spectrum=())
+    if predict.coarse is not None:
+        predict = replace(predict, coarse=())
     return replace(config, preprocess=preprocess, predict=predict)
 
 

@@ -192,6 +192,7 @@ def facts(model: ModelFile, level: int) -> dict[str, str]:
         "smoothing": config.predict.smoothing or None,
         "sizes": config.predict.sizes,
         "spectrum": config.predict.spectrum,
+        "coarse": config.predict.coarse,
         "largest_component": config.predict.largest_component,
         "piece": config.predict.piece if config.predict.largest_component else None,
         "licence": card.get("licence"),
@@ -248,7 +249,9 @@ def page(model: ModelFile, names: Sequence[str]) -> str:
         prepare="; ".join(line for line in prepare if line),
         runs=_runs(config.predict, len(pre.axes)),
         component=_COMPONENTS[config.predict.piece] if config.predict.largest_component else "",
-        looks=_second_look(config.predict.sizes) + _lines(config.predict.spectrum),
+        looks=_second_look(config.predict.sizes)
+        + _lines(config.predict.spectrum)
+        + _coarse(config.predict.coarse),
         licence=told.get("licence") or "not stated",
         attribution=told.get("attribution") or "not stated",
         data=told.get("data") or "not stated",
@@ -279,6 +282,18 @@ def _lines(spectrum: Sequence[float] | None) -> str:
     return (
         "8. Where lines of k-space are stronger or weaker than in training, `mednca predict` looks at the "
         "scan with them brought back, too, and the look counts of which the model is surer (`example.py` "
+        "does not).\n"
+    )
+
+
+def _coarse(ways: Sequence[float] | None) -> str:
+    """The longest ways from slice to slice in training -> what to do about longer ones."""
+    if not ways:
+        return ""
+    longest = ", ".join(f"{way:g} along {name}" for name, way in zip("xyz", ways, strict=True))
+    return (
+        f"9. The longest way (mm) from slice to slice in training was {longest}. Where it is about twice as "
+        "long or more, `mednca predict` draws the scan on between its slices before all this (`example.py` "
         "does not).\n"
     )
 

@@ -1,9 +1,10 @@
 """The robust recipe: a plan, prepared for scans that are not like those of its training.
 
 Faults of a scan that cannot be undone are learnt, from copies of the training scans that have them
-(`mednca.artefacts`). Bias fields (`mednca.field`), sizes of the organ (`mednca.second_look`) and lines of
-k-space (`mednca.spectrum`) that no training scan has are brought back to what is usual. Slices go on beyond
-their ends as they do on the canvas of training. No torch here, as in the planner.
+(`mednca.artefacts`). Bias fields (`mednca.field`), sizes of the organ (`mednca.second_look`), lines of
+k-space (`mednca.spectrum`) and distances of slices (`mednca.coarse`) that no training scan has are brought
+back to what is usual. Slices go on beyond their ends as they do on the canvas of training. No torch here, as
+in the planner.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def hardened(made: Plan) -> Plan:
         recipe=config.recipe.replace("native", "robust"),
         preprocess=replace(config.preprocess, field=(), margin=margin),
         augment=replace(config.augment, artefacts=ARTEFACTS, copies=copies),
-        predict=replace(config.predict, sizes=(), spectrum=()),
+        predict=replace(config.predict, sizes=(), spectrum=(), coarse=()),
     )
     choices = (
         Choice(
@@ -49,7 +50,7 @@ def hardened(made: Plan) -> Plan:
         Choice(
             "unusual",
             "brought back",
-            "fields, sizes of the organ and lines of k-space that no training scan has; usual scans stay",
+            "fields, sizes of the organ, lines of k-space and coarse voxels that no training scan has",
         ),
         Choice(
             "margin",

@@ -40,9 +40,9 @@ from mednca.trust import from_json as trust_from_json
 from mednca.trust import to_json as trust_to_json
 
 FORMAT = "mednca-model"
-#: Of models that know what lines of k-space are usual; of those with a margin 5, that know what fields or
-#: sizes are usual 4, of several axes 2, all others 1, which older programs read.
-VERSION = 6
+#: Of models that draw coarse scans on; of those that know what lines of k-space are usual 6, with a margin 5,
+#: that know what fields or sizes are usual 4, of several axes 2, all others 1, which older programs read.
+VERSION = 7
 #: The models that come with the package.
 SHIPPED = Path(__file__).parent / "models"
 
@@ -112,7 +112,8 @@ def to_bytes(model: ModelFile) -> bytes:
     seen, sizes = model.config.preprocess, model.config.predict.sizes
     usual = seen.field is not None or sizes is not None
     lines = model.config.predict.spectrum is not None
-    version = VERSION if lines else 5 if seen.margin else 4 if usual else 2 if len(seen.axes) > 1 else 1
+    version = 6 if lines else 5 if seen.margin else 4 if usual else 2 if len(seen.axes) > 1 else 1
+    version = version if model.config.predict.coarse is None else VERSION
     header: dict[str, Any] = {"format": FORMAT, "version": version, "config": stored(model.config)}
     header["card"] = _without_nan(model.card)
     if model.range is not None:

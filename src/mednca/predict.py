@@ -16,10 +16,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from nibabel.orientations import apply_orientation, io_orientation
 from numpy.typing import NDArray
 
-from mednca import __version__, backends, engine, second_look, signals, spectrum
+from mednca import __version__, backends, coarse, engine, second_look, signals, spectrum
 from mednca.backends import numpy as in_numpy
 from mednca.card import model_warnings
 from mednca.config import BaselineConfig, RunConfig
@@ -40,7 +39,7 @@ from mednca.slices import (
     with_context,
 )
 from mednca.trust import Expected, assess, traits
-from mednca.volume import Volume
+from mednca.volume import Volume, along_body, spacing_of_body
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -237,8 +236,11 @@ class Predictor:
             raise InputError(
                 f"this model takes scans of {config.preprocess.modalities} channel(s), got {volume.channels}"
             )
-        seen, stretch, lines = self._looks(volume, progress)
-        look = self._brought_back(seen, volume) if stretch else seen
+        drawn = self._drawn(volume)
+        seen, stretch, lines = self._looks(drawn.volume, progress, shares=drawn.axis is not None)
+        look = self._brought_back(seen, drawn.volume) if stretch else seen
+        if drawn.axis is not None:
+            look = self._brought_back(look, volume, drawn.axis)
         mask, told, roi = look.mask, look.told, config.preprocess.roi
         voxel_ml = float(abs(np.linalg.det(volume.affine[:3, :3]))) / 1000
         voxels = {name: int((mask == k).sum()) for k, name in self.labels.items()}
@@ -262,6 +264,7 @@ class Predictor:
             "largest_piece": look.largest,
             "stretched": [round(factor, 4) for factor in stretch] or None,
             "lines_changed": lines or None,
+            "drawn_on": drawn.slices or None,
             "trust": None,
         }
         if self._judges:
@@ -278,6 +281,8 @@ class Predictor:
             told_of.append(of_size(stretch))
         if lines:
             told_of.append(spectrum.told_of(lines))
+        if drawn.slices:
+            told_of.append(coarse.told_of(drawn, volume))
         report["warnings"] = told_of + trouble(told)
         return Prediction(
             volume.with_data(mask[None]),
@@ -287,13 +292,21 @@ class Predictor:
             seen,
         )
 
-    def _looks(self, volume: Volume, progress: Progress | None) -> tuple[Look, tuple[float, ...], int]:
-        """Scan -> the look at it that counts; by what each of its axes was stretched for that, as long as it
-        was (`mednca.second_look`); how many of its lines were changed for that (`mednca.spectrum`)."""
+    def _drawn(self, volume: Volume) -> coarse.Drawn:
+        """Scan -> the same, drawn on where its voxels are coarse (`mednca.coarse`)."""
+        ways = self.file.config.predict.coarse
+        return coarse.drawn(volume, ways) if ways else coarse.Drawn(volume, None, 0)
+
+    def _looks(
+        self, volume: Volume, progress: Progress | None, *, shares: bool
+    ) -> tuple[Look, tuple[float, ...], int]:
+        """Scan -> the look at it that counts, with probabilities where they are wanted; by what each of its
+        axes was stretched for that, as long as it was (`mednca.second_look`); how many of its lines were
+        changed for that (`mednca.spectrum`)."""
         config = self.file.config
 
-        def again(other: Volume, shares: bool = True) -> Look:
-            return self._look(other, progress, shares=shares)
+        def again(other: Volume, compared: bool = True) -> Look:
+            return self._look(other, progress, shares=shares or compared)
 
         seen, shown, lines = spectrum.settle(volume, again, Look.overlap, config.spectra)
         if not config.predict.sizes:
@@ -323,14 +336,20 @@ class Predictor:
             body[...] = largest_component(body)
         return round(np.count_nonzero(body) / before, 6) if before else 1.0
 
-    def _brought_back(self, look: Look, volume: Volume) -> Look:
-        """A look at a scan that was stretched, and the scan -> the same on the scan's own grid."""
+    def _brought_back(self, look: Look, volume: Volume, axis: int | None = None) -> Look:
+        """A look at a scan that was stretched, or drawn on along an axis, and the scan -> the same on the
+        scan's own grid."""
         predict = self.file.config.predict
-        probability = second_look.resampled(look.probability, volume.shape)
+
+        def back(data: Array) -> Array:
+            if axis is None:
+                return second_look.resampled(data, volume.shape)
+            return coarse.brought_back(data, axis, volume.shape[axis])
+
+        probability = back(look.probability)
         mask = decide(probability, predict.threshold, self.file.config.values)
         self._one_piece(mask, probability, volume)
-        spread = second_look.resampled(look.spread, volume.shape)
-        return replace(look, volume=volume, mask=mask, probability=probability, spread=spread)
+        return replace(look, volume=volume, mask=mask, probability=probability, spread=back(look.spread))
 
     def _expected(self, look: Look) -> Expected:
         """Look at a scan -> what is to be expected of its mask."""
@@ -647,22 +666,6 @@ def decide(probability: Array, threshold: float, values: tuple[int, ...]) -> NDA
 
 
 # ---- Arrays ----
-
-
-def along_body(data: NDArray[Any], volume: Volume) -> NDArray[Any]:
-    """Array (C, X, Y, Z) in the grid of a scan -> a view of it on axes as close to RAS+ as they can."""
-    turned = apply_orientation(np.moveaxis(data, 0, -1), io_orientation(volume.affine))
-    view: NDArray[Any] = np.moveaxis(turned, -1, 0)
-    assert np.may_share_memory(view, data)
-    return view
-
-
-def spacing_of_body(volume: Volume) -> list[float]:
-    """Scan -> its spacing (mm) along the axes of `along_body`."""
-    spacing = np.empty(3)
-    spacing[io_orientation(volume.affine)[:, 0].astype(int)] = volume.spacing
-    found: list[float] = spacing.tolist()
-    return found
 
 
 def readable(data: NDArray[Any]) -> NDArray[Any]:

@@ -24,11 +24,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from nibabel.orientations import apply_orientation, io_orientation
 from numpy.typing import NDArray
 
 from mednca.field import box, without_fill
-from mednca.volume import Volume
+from mednca.volume import Volume, along_body
 
 #: Points of a profile, evenly up to the highest frequency.
 GRID = 24
@@ -200,10 +199,8 @@ def candidates(volume: Volume, seen: Sequence[Usual]) -> list[tuple[Volume, int]
     found = []
     for sign in (1, -1):
         data = volume.data.astype(np.float32)
-        body = np.moveaxis(apply_orientation(np.moveaxis(data, 0, -1), io_orientation(volume.affine)), -1, 0)
-        assert np.may_share_memory(body, data)
         counts = 0
-        for channel, one in zip(body, seen, strict=True):
+        for channel, one in zip(along_body(data, volume), seen, strict=True):
             channel[...], count = mended(channel.copy(), one, sign)
             counts += count
         if not counts:

@@ -154,3 +154,19 @@ class Volume:
         """Orientation (3, 2) of nibabel: where each axis goes, and its sign -> the turned Volume."""
         channels = [np.ascontiguousarray(apply_orientation(channel, turn)) for channel in self.data]
         return Volume(np.stack(channels), self.affine @ inv_ornt_aff(turn, self.shape))
+
+
+def along_body(data: NDArray[Any], volume: Volume) -> NDArray[Any]:
+    """Array (C, X, Y, Z) in the grid of a scan -> a view of it on axes as close to RAS+ as they can."""
+    turned = apply_orientation(np.moveaxis(data, 0, -1), io_orientation(volume.affine))
+    view: NDArray[Any] = np.moveaxis(turned, -1, 0)
+    assert np.may_share_memory(view, data)
+    return view
+
+
+def spacing_of_body(volume: Volume) -> list[float]:
+    """Scan -> its spacing (mm) along the axes of `along_body`."""
+    spacing = np.empty(3)
+    spacing[io_orientation(volume.affine)[:, 0].astype(int)] = volume.spacing
+    found: list[float] = spacing.tolist()
+    return found

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mednca import second_look, spectrum
+from mednca import coarse, second_look, spectrum
 from mednca.backends.numpy import downscale, softmax
 from mednca.config import PredictConfig, RunConfig
 from mednca.errors import InputError
@@ -22,7 +22,7 @@ from mednca.fire import FireKey, fire_mask
 from mednca.roi import cut_out, put_back
 from mednca.rule import MedNCAConfig
 from mednca.slices import PreprocessConfig, prepare_image, restore, smoothed
-from mednca.volume import Volume
+from mednca.volume import Volume, along_body, spacing_of_body
 
 Array = NDArray[np.float32]
 
@@ -75,8 +75,6 @@ class Exported:
         Raises:
             InputError: If the scan does not have the model's number of channels.
         """
-        from mednca.predict import along_body, spacing_of_body
-
         config = self.config
         if volume.channels != config.preprocess.modalities:
             raise InputError(
@@ -93,17 +91,22 @@ class Exported:
         def on_body(seen: Seen) -> tuple[NDArray[np.uint8], list[float]]:
             return along_body(seen[2][None], seen[0])[0], spacing_of_body(seen[0])
 
-        seen, shown, _ = spectrum.settle(volume, look, overlap_of, config.spectra)
+        ways = config.predict.coarse
+        drawn = coarse.drawn(volume, ways) if ways else coarse.Drawn(volume, None, 0)
+        seen, shown, _ = spectrum.settle(drawn.volume, look, overlap_of, config.spectra)
+        shares, stretch = seen[1], tuple[float, ...]()
         if config.predict.sizes:
             seen, stretch = second_look.settle(shown, seen, look, on_body, config.predict.sizes)
-            if stretch:
-                shares = second_look.resampled(seen[1], volume.shape)
-                return Found(volume.with_data(self._mask(shares, volume)[None]))
-        return Found(volume.with_data(seen[2][None]))
+            shares = second_look.resampled(seen[1], drawn.volume.shape) if stretch else seen[1]
+        if drawn.axis is not None:
+            shares = coarse.brought_back(shares, drawn.axis, volume.shape[drawn.axis])
+        elif not stretch:
+            return Found(volume.with_data(seen[2][None]))
+        return Found(volume.with_data(self._mask(shares, volume)[None]))
 
     def _average(self, volume: Volume) -> Array:
         """Scan -> probabilities (K, X, Y, Z), averaged over runs and axes."""
-        from mednca.predict import along_body, predict_slices
+        from mednca.predict import predict_slices
 
         config, views = self.config, self.config.preprocess.views
         part = cut_out(volume, config.preprocess.roi)
@@ -199,6 +202,7 @@ def configuration(told: list[dict[str, str]]) -> RunConfig:
         "surest" if first.get("piece") == "surest" else "largest",
         numbers("sizes", float),
         numbers("spectrum", float),
+        numbers("coarse", float),
     )
     return RunConfig(
         labels=tuple(first["labels"].split(", ")),
