@@ -80,7 +80,7 @@ _SMALL_UNET = {
 _ROBUST = {
     "preprocess": {"field": [], "margin": 6},
     "augment": {"artefacts": 0.3},
-    "predict": {"sizes": [], "spectrum": []},
+    "predict": {"sizes": [], "spectrum": [], "coarse": []},
 }
 #: The prostate's robust model, of one fold.
 PROSTATE_CARD = "prostate_robust"

@@ -18,7 +18,7 @@ from reproduce.runs import Training, how, trainings
 from reproduce.stored import FORMAT, VERSION, command
 
 #: Settings that are measured on the scans of each training, by their part.
-MEASURED = (("preprocess", "field"), ("predict", "sizes"), ("predict", "spectrum"))
+MEASURED = (("preprocess", "field"), ("predict", "sizes"), ("predict", "spectrum"), ("predict", "coarse"))
 #: What is kept of a case's scores, per region.
 KEPT = ("dice", "soft_dice", "soft_slices", "nsd", "hd95_mm", "assd_mm")
 

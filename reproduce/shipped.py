@@ -367,7 +367,7 @@ def trusted(card: dict[str, Any]) -> list[str]:
 def on_mended(model: ModelFile) -> list[str]:
     """Model -> how good its trust score is where it brings lines of k-space back; nothing where it does not,
     or has no score."""
-    if model.trust is None or model.config.predict.spectrum is None:
+    if model.trust is None or model.config.predict.spectrum is None or model.config.predict.coarse is None:
         return []
     told = read_json(RESULTS / "mended.json")["summary"]
     good = told["mended"] - told["bad"]

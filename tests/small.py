@@ -31,6 +31,7 @@ def tiny_model(
     smoothing: int = 0,
     sizes: tuple[float, ...] | None = None,
     spectrum: tuple[float, ...] | None = None,
+    coarse: tuple[float, ...] | None = None,
     **preprocess: Any,
 ) -> ModelFile:
     """A model with random weights that says neither yes nor no everywhere."""
@@ -50,7 +51,7 @@ def tiny_model(
         merge=classes == 1,
         model=config,
         preprocess=PreprocessConfig(modalities=modalities, context=context, **preprocess),
-        predict=PredictConfig(smoothing=smoothing, sizes=sizes, spectrum=spectrum),
+        predict=PredictConfig(smoothing=smoothing, sizes=sizes, spectrum=spectrum, coarse=coarse),
     )
     return ModelFile(run, weights, {"name": "tiny"} | (card or {}))
 

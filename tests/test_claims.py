@@ -15,7 +15,7 @@ import pytest
 from mednca.modelfile import load_model
 from mednca.robustness.report import IN_VIEW, points
 from mednca.trust.fit import spearman
-from reproduce import anisotropy, claims, first_fold, ghosts, mended, shifts
+from reproduce import anisotropy, claims, first_fold, ghosts, mended, shifts, thick
 from reproduce.catalogue import CARDS, PROSTATE_CARD
 from reproduce.plans import rows, stored
 from reproduce.stored_cards import difference, read_card
@@ -173,7 +173,7 @@ def test_how_the_robust_recipe_holds_is_what_its_card_says() -> None:
     words = " ".join(page.split())
     for values, recipe in zip(dice, ("recipe `robust`", "recipe `native`"), strict=True):
         assert f"{statistics.fmean(values):.3f} with the {recipe} (least {min(values):.3f})" in words
-    assert f"the {len(dice[0])} cases of the four folds" in words and len(judged) == 4
+    assert f"the {len(dice[0])} cases of the five folds" in words and len(judged) == 5
     asked = rows_of(page, "| what is done to the scan | asked for |")
     assert len(asked) == len(claims.CLAIMS)
     for claim, row in zip(claims.CLAIMS, asked.values(), strict=True):
@@ -275,6 +275,40 @@ def test_what_coarse_voxels_leave_is_what_was_measured() -> None:
     words = " ".join(page.split())
     assert f"of the {lost:.1f} points that are lost at factor 4, {with_voxels:.1f} are lost with" in words
     assert f"The other {lost - with_voxels:.1f} are the rule's own" in words
+
+
+def test_what_drawing_on_is_worth_is_what_was_measured() -> None:
+    told = result("reproduce/results/thick.json")
+    assert thick.summary(told["cases"]) == told["summary"] and len(told["cases"]) == first_fold.CASES
+    page = (ROOT / "docs/explanation/robust-input.md").read_text(encoding="utf-8")
+    rows = rows_of(page, "| every n-th slice | of the whole scan |")
+    assert list(rows) == list(told["summary"])
+    lost: dict[str, dict[str, str]] = {"with": {}, "without": {}}
+    for factor, row in rows.items():
+        dice = told["summary"][factor]
+        assert row == f"| {factor} | {dice['whole']:.3f} | {dice['without']:.3f} | {dice['with']:.3f} |"
+        for name, of in lost.items():
+            of[factor] = f"{100 * (dice['whole'] - dice[name]):.1f}"
+    seen, blind = lost.values()
+    assert f"slices of 4 mm cost {seen['4']} points instead of {blind['4']}" in " ".join(page.split())
+    words = " ".join((ROOT / "docs/explanation/robustness.md").read_text(encoding="utf-8").split())
+    assert f"Slices of 3 mm cost {seen['3']} points then, of 4 mm {seen['4']}, of 8 mm {seen['8']}" in words
+    assert f"without drawing on {blind['3']}, {blind['4']} and {blind['8']}" in words
+    assert f"slices of 3 and 4 mm {seen['3']} and {seen['4']}" in README
+    stored = result("reproduce/results/robust_trials.json")
+    tried = stored["between_slices"]["dice"]
+    numbers = ("splines", "fading", "movement", "fading in steps", "TV-L1", "trust across")
+    told_of = (
+        "Cubic splines between slices ({:.3f} on eleven of the scans at a factor of 4, where fading has "
+        "{:.3f} and this {:.3f}), fading in steps ({:.3f}), another known way to find movements, TV-L1 "
+        "({:.3f}), and to trust the view across the slices more than the others ({:.3f})"
+    )
+    assert told_of.format(*(tried[name] for name in numbers)) in " ".join(page.split())
+    card = read_card("hippocampus_robust", ROOT / "reproduce/results")
+    assert card is not None
+    before = stored["trials"]["best_third"]["perturbed"]["perturbations"]["anisotropy 4"]["dice"]
+    now = mean_dice(card, "anisotropy 4")
+    assert f"{now:.3f} instead of {before:.3f} at a factor of 4" in " ".join(page.split())
 
 
 def test_what_a_margin_does_is_what_was_measured() -> None:

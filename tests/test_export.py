@@ -296,6 +296,8 @@ def test_without_onnx_the_extra_is_named(tmp_path: Path) -> None:
         {"margin": 5, "axes": (2, 0)},
         {"sizes": (3.0, 3.0, 3.0, 1.01, 1.3, 9.0)},
         {"spectrum": (0.1, *72 * (0.0,)), "sizes": (3.0, 3.0, 3.0, 1.01, 1.3, 9.0)},
+        {"coarse": (0.5, 1.0, 1.0), "axes": (2, 0), "sizes": (3.0, 3.0, 3.0, 1.01, 1.3, 9.0)},
+        {"coarse": (1.0, 0.7, 1.0)},
         {"field": FIELD, "axes": (1, 2), "spacing": (1.2, 1.2), "roi": (0.1, 0.9, 0.0, 1.0, 0.3, 1.0)},
     ],
     ids=lambda kind: "+".join(kind),
@@ -309,6 +311,9 @@ def test_an_exported_folder_is_judged_by_the_masks_of_the_model(kind: dict[str, 
     affine = np.array([[0, 0, -1.5, 9], [-1.0, 0, 0, 4], [0, 1.0, 0, 2], [0, 0, 0, 1]])
     scan = Volume(np.random.default_rng(2).normal(9, size=(1, 16, 15, 9)).astype(np.float32), affine)
     found, expected = (one.predict(scan).mask.data for one in (exported, Predictor(model)))
+    if "coarse" in kind:
+        drawn = Predictor(model).predict(scan).report["drawn_on"]
+        assert drawn == (9 if "sizes" in kind else None)
     if "spectrum" in kind:
         assert len(candidates(scan, model.config.spectra)) == 2
     assert 0.03 < (expected > 0).mean() < 0.97

@@ -25,14 +25,14 @@ def test_the_robust_recipe_is_the_plan_with_its_input_prepared(budget: str | Non
     plain, found = (recipe(name, CROPS, budget) for name in ("native", "robust"))
     assert found.preprocess == replace(plain.preprocess, field=(), margin=6)
     assert found.augment == replace(plain.augment, artefacts=0.3)
-    assert found.predict == replace(plain.predict, sizes=(), spectrum=())
+    assert found.predict == replace(plain.predict, sizes=(), spectrum=(), coarse=())
     assert (found.model, found.train) == (plain.model, plain.train)
     assert found.recipe == plain.recipe.replace("native", "robust")
     (unet,) = find(["hippocampus_unet_robust"])  # trained the same way
     assert {part: unet.changes[part] for part in ("preprocess", "augment", "predict")} == {
         "preprocess": {"field": list(found.preprocess.field or ()), "margin": found.preprocess.margin},
         "augment": {"artefacts": found.augment.artefacts},
-        "predict": {"sizes": [], "spectrum": []},
+        "predict": {"sizes": [], "spectrum": [], "coarse": []},
     }
 
 

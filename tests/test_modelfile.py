@@ -176,7 +176,7 @@ def test_files_that_are_something_else_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ({"version": 7}, "version 7 is newer than this mednca reads (6); upgrade"),
+        ({"version": 8}, "version 8 is newer than this mednca reads (7); upgrade"),
         ({"version": "1"}, "version must be a number >= 1, got '1'"),
         ({"version": 0}, "version must be a number >= 1, got 0"),
         ({"config": None}, "config: expected a table of settings for RunConfig, got NoneType"),

@@ -14,6 +14,7 @@ import pytest
 
 from mednca.cases import Case, split_folds
 from mednca.checkpoint import RunFolder
+from mednca.coarse import usual
 from mednca.dataset import load_scan, load_scans, unmeasured
 from mednca.errors import InputError
 from mednca.metrics import dice_score
@@ -220,9 +221,10 @@ def test_a_model_of_the_tree_gets_what_its_recipe_measures_now(tmp_path: Path) -
     model, scans = model_file(), load_scans(write_cases(tmp_path, 4).cases)
     found = prepare.completed(model, scans)
     assert found.config.predict.spectrum and len(found.config.predict.spectrum) == 73
-    assert unmeasured(found.config).predict == replace(model.config.predict, spectrum=())
+    assert found.config.predict.coarse == usual(scan.image for scan in scans)
+    assert unmeasured(found.config).predict == replace(model.config.predict, spectrum=(), coarse=())
     assert found.weights is model.weights
-    assert prepare.completed(model, []).config == model.config  # nothing to measure it on
+    assert prepare.completed(found, []) == found  # it has all
 
 
 def test_what_each_fold_has_measured_on_its_scans_is_no_other_setting(world: Any, tmp_path: Path) -> None:

@@ -52,10 +52,11 @@ def test_a_page_tells_how_good_the_trust_score_is_and_nothing_where_there_is_non
 def test_the_shipped_robust_model_is_of_the_recipe_that_is_told() -> None:
     data = json.loads((RESULTS / "plans.json").read_text())["data"]["Task04_Hippocampus"]
     asked, found = shipped.robust_start(stored(data["fingerprint"])), load_model("hippocampus_robust").config
-    assert found.preprocess.field and found.predict.sizes and found.predict.spectrum
-    assert asked.preprocess.field == asked.predict.sizes == asked.predict.spectrum == ()
+    measured = {name: getattr(found.predict, name) for name in ("sizes", "spectrum", "coarse")}
+    assert found.preprocess.field and all(measured.values())
+    assert asked.preprocess.field == () and {getattr(asked.predict, name) for name in measured} == {()}
     preprocess = replace(asked.preprocess, field=found.preprocess.field)  # measured on the training scans
-    predict = replace(asked.predict, sizes=found.predict.sizes, spectrum=found.predict.spectrum)
+    predict = replace(asked.predict, **measured)
     assert found == replace(asked, preprocess=preprocess, predict=predict)
 
 
