@@ -15,7 +15,7 @@ import pytest
 from mednca.modelfile import load_model
 from mednca.robustness.report import IN_VIEW, points
 from mednca.trust.fit import spearman
-from reproduce import anisotropy, claims, first_fold, ghosts, mended, shifts, thick
+from reproduce import anisotropy, claims, first_fold, ghosts, mended, shifts, thick, unet_looks
 from reproduce.catalogue import CARDS, PROSTATE_CARD
 from reproduce.plans import rows, stored
 from reproduce.stored_cards import difference, read_card
@@ -183,6 +183,9 @@ def test_how_the_robust_recipe_holds_is_what_its_card_says() -> None:
     ahead = 100 * difference(card, unet, "ghosting 2.5")["mean"]
     at_two = [f"{mean_dice(one, 'ghosting 2'):.3f}" for one in (card, unet)]
     assert "missed at the one before, 2.0 ({}; the U-Net: {})".format(*at_two) in words
+    turned = result("reproduce/results/robust_trials.json")["turned_lines"]["dice"]
+    assert turned["ghosting 2, as it is"] == pytest.approx(mean_dice(card, "ghosting 2"), abs=1e-4)
+    assert f"turning back what can be told gave {turned['ghosting 2, turned back']:.3f}" in words
     between = [f"{mean_dice(card, at):.3f}" for at in ("ghosting 1", "ghosting 1.5")]
     assert "At 1.0 and 1.5 it is {} and {}".format(*between) in words
     spikes = min(mean_dice(card, at) for at in ("spike 0.25", "spike 0.5", "spike 1", "spike 2"))
@@ -203,6 +206,21 @@ def test_how_the_robust_recipe_holds_is_what_its_card_says() -> None:
             ours, theirs = (f"{mean_dice(one, at, cases):.3f}" for one in (card, other))
             cells = f"{theirs} | {ours}" if other is before else f"{ours} | {theirs}"
             assert row == f"| {words} | {cells} | {points(difference(card, other, at))} |"
+
+
+def test_how_a_u_net_does_that_looks_the_same_way_is_what_was_measured() -> None:
+    told, card = (
+        result("reproduce/results/unet_looks.json"),
+        read_card("hippocampus_robust", ROOT / "reproduce/results"),
+    )
+    assert card is not None and told["cases"].keys() == card["cases"].keys()
+    assert unet_looks.summary(told["cases"]) == told["summary"]
+    page = (ROOT / "docs/explanation/robustness.md").read_text(encoding="utf-8")
+    rows = rows_of(page, "| ours | a U-Net that looks the same way |")
+    assert len(rows) == 8
+    for words, row in rows.items():
+        at = "clean 0" if words == "nothing" else words
+        assert row == f"| {words} | {mean_dice(card, at):.3f} | {told['summary'][at]:.3f} |"
 
 
 def test_what_the_versions_of_the_robust_recipe_came_to_is_what_is_stored() -> None:

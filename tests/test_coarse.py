@@ -228,6 +228,12 @@ def test_a_scan_that_is_not_much_coarser_stays_as_it_is(spacing: float) -> None:
     assert coarse.drawn(Volume(tilted()[None], np.diag([1.0, 1.0, 5.0, 1.0])), (1, 1, 3)).axis is None
 
 
+def test_a_header_that_cannot_be_right_draws_nothing() -> None:
+    scan = Volume(tilted()[None], np.diag([1.0, 1.0, 1000.0, 1.0]))
+    assert coarse.drawn(scan, WAYS).volume is scan
+    assert coarse.drawn(Volume(tilted()[None], np.diag([1.0, 2.0, 16.1, 1.0])), WAYS).axis == 1
+
+
 def test_a_flat_image_has_nothing_to_draw_between() -> None:
     flat = Volume(tilted()[None, :, :, :1], np.diag([1.0, 1.0, 30.0, 1.0]))
     assert coarse.drawn(flat, WAYS).volume is flat

@@ -2,10 +2,11 @@
  *
  * The same as mednca/coarse.py, which says what for. All is in doubles, in one order; between two turns values are floats. */
 
-/* Slices so many times as far apart as in training are coarse; the share of the largest second difference above which a line is
+/* Slices so many times as far apart as in training are coarse; with more, nothing could be drawn between; the share of the largest second difference above which a line is
  * bent; the share of the standard deviation that may not be straight; what is added to squares of gradients, as a share of
  * their mean; the largest movement in pixels. */
 #define COARSE_LEAST 1.9
+#define COARSE_MOST 16.0
 #define COARSE_BENT 0.1
 #define COARSE_STRAIGHT 0.01
 #define COARSE_RIDGE 0.01
@@ -166,6 +167,11 @@ static void draw_on(const float *from, const Across *slices, float *to, const Ac
     }
 }
 
+static int is_coarse(double times)
+{
+    return times >= COARSE_LEAST && times <= COARSE_MOST;
+}
+
 /* ---- Coarse by its header ---- */
 
 int64_t mednca_finer(const mednca_model *model, const mednca_scan *scan, int32_t *axis)
@@ -174,13 +180,12 @@ int64_t mednca_finer(const mednca_model *model, const mednca_scan *scan, int32_t
     *axis = -1;
     for (int a = 0; a < 3 && model->coarse; a++) {
         const double times = scan->spacing[a] / model->ways[a];
-        if (scan->shape[1 + a] >= COARSE_SLICES && times >= COARSE_LEAST && times > most) {
+        if (scan->shape[1 + a] >= COARSE_SLICES && is_coarse(times) && times > most) {
             *axis = a;
             most = times;
         }
     }
-    const double count = *axis < 0 ? 0 : (double)scan->shape[1 + *axis] * most;
-    return count < 1e15 ? even(count) : (int64_t)1e15; /* more than there is memory for */
+    return *axis < 0 ? 0 : even((double)scan->shape[1 + *axis] * most);
 }
 
 static int64_t largest_plane(const int64_t shape[3])
@@ -391,7 +396,7 @@ int64_t mednca_redraw(const mednca_model *model, const mednca_scan *scan, float 
         find_bends(values, &lines, &d);
         const int64_t slices = find_slices(lines.count, &d, &first, &step);
         const double times = slices ? step * scan->spacing[axis] / model->ways[axis] : 0;
-        if (!(times >= COARSE_LEAST && times > most))
+        if (!is_coarse(times) || times <= most)
             continue;
         take_slices_of(values, &lines, slices, first, step, &d);
         if (run_straight(values, &lines, slices, first, step, &d)) {

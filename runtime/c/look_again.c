@@ -95,6 +95,7 @@ int bring_back(const mednca_model *model, const answer *seen, const int64_t seen
     free(a->four);
     a->four = four;
     a->shares = shares + first;
+    a->at_border = seen->at_border;
     one_piece(&facts, a, image ? image->shape : shape);
     return 0;
 }

@@ -66,6 +66,7 @@ typedef struct {
     void *four;            /* where probabilities and pieces lie */
     float *shares;         /* the probabilities, laid out as the mask; null where nobody wanted them */
     int64_t strides[3], share_strides[4];
+    int64_t at_border; /* voxels of the mask where the part of the scan ends that the model looks at */
 } answer;
 
 void forget(answer *a);

@@ -181,6 +181,7 @@ typedef struct {
     size_t sizes[THREADS];
     uint8_t *mask;
     void *even;    /* where the scan lies without its field, for a model that wants it so; else null */
+    int64_t at_border; /* voxels of the mask where the part ends that the model looks at */
     float *shares; /* the probabilities, of a model that needs them: of several views, or one that smooths; else null */
     int64_t strides[3], share_strides[4];
 } labour;
@@ -240,8 +241,8 @@ int64_t cells_of_scan(const mednca_job *job)
     return cells;
 }
 
-/* Warns where the mask ends only because the part of the scan ends that the model looks at. */
-static void warn_at_border(const labour *l, const mednca_scan *whole, const char *name)
+/* Voxels of the mask where it ends only because the part of the scan ends that the model looks at. */
+static int64_t count_at_border(const labour *l, const mednca_scan *whole)
 {
     const mednca_job *j = l->job;
     const int64_t *first = j->first, *size = j->scan.shape + 1;
@@ -256,11 +257,7 @@ static void warn_at_border(const labour *l, const mednca_scan *whole, const char
                 for (int64_t x = first[b]; x < first[b] + size[b]; x++)
                     found += l->mask[at * l->strides[axis] + y * l->strides[a] + x * l->strides[b]] != 0;
         }
-    if (found)
-        fprintf(stderr,
-                "mednca-run: warning: %s: the mask reaches the border of the part of the scan that the model looks at; "
-                "the organ may go on beyond it\n",
-                name);
+    return found;
 }
 
 static int run_slices(labour *l, const mednca_model *model, const mednca_scan *scan, int32_t views, const settings *set,
@@ -290,7 +287,7 @@ static int run_slices(labour *l, const mednca_model *model, const mednca_scan *s
     if (!counts->broken) {
         if (l->shares)
             mednca_smooth(&job, l->mask, l->strides, l->shares, l->share_strides);
-        warn_at_border(l, scan, set->scan);
+        l->at_border = count_at_border(l, scan);
         return 0;
     }
     snprintf(message, message_size,
@@ -356,6 +353,7 @@ int look(const mednca_model *model, const mednca_scan *scan, const nifti_image *
             l.share_strides[1 + i] = 4 * l.strides[i];
         failed = run_slices(&l, model, scan, facts.views, set, counts, message, message_size);
         a->first = l.mask;
+        a->at_border = l.at_border;
         a->shares = l.shares;
         memcpy(a->strides, l.strides, sizeof a->strides);
         memcpy(a->share_strides, l.share_strides, sizeof a->share_strides);
@@ -388,5 +386,10 @@ uint8_t *segment(const mednca_model *model, const nifti_image *image, const sett
     free(a.four);
     if (failed)
         free(a.mask);
+    else if (a.at_border)
+        fprintf(stderr,
+                "mednca-run: warning: %s: the mask reaches the border of the part of the scan that the model looks at; "
+                "the organ may go on beyond it\n",
+                set->scan);
     return failed ? NULL : a.mask;
 }

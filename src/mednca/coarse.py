@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 
 from mednca.volume import Volume, along_body, spacing_of_body
 
-#: Slices so many times as far apart as in training are coarse.
-LEAST = 1.9
+#: Slices so many times as far apart as in training are coarse; with more, nothing could be drawn between.
+LEAST, MOST = 1.9, 16.0
 #: Least number of slices of a scan that is drawn on; of bends that tell that one was interpolated.
 SLICES, BENDS = 2, 4
 #: A line of an interpolated channel is bent where its second difference is more than this share of the
@@ -92,21 +92,19 @@ def drawn(volume: Volume, ways: Ways) -> Drawn:
     """Scan, finite, and the longest ways in training -> the scan as a model is to see it."""
     times = np.array(spacing_of_body(volume)) / ways
     enough = np.array(along_body(volume.data, volume).shape[1:]) >= SLICES
-    place = int(np.argmax(np.where(enough, times, 0)))
-    if enough[place] and times[place] >= LEAST:
+    bearable = np.where(enough & (times <= MOST), times, 0)
+    place = int(np.argmax(bearable))
+    if bearable[place] >= LEAST:
         axis = io_orientation(volume.affine)[:, 0].astype(int).tolist().index(place)
         return Drawn(finer(volume, axis, float(times[place])), axis, volume.shape[axis])
     data, slices = volume.data.astype(np.float32), 0
     for channel in along_body(data, volume):
-        found = [
-            lines for lines in interpolated(channel) if lines and lines.step * times[lines.axis] >= LEAST
-        ]
+        found = [lines for lines in interpolated(channel) if lines]
+        found = [lines for lines in found if LEAST <= lines.step * times[lines.axis] <= MOST]
         if found:
-            lines = max(found, key=lambda one: one.step * times[one.axis])
-            channel[...] = drawn_again(channel, lines)
-            slices = max(
-                slices, int(np.sum((lines.places > -0.5) & (lines.places < channel.shape[lines.axis] - 0.5)))
-            )
+            coarsest = max(found, key=lambda lines: lines.step * times[lines.axis])
+            slices = max(slices, coarsest.within(channel.shape[coarsest.axis]))
+            channel[...] = drawn_again(channel, coarsest)
     return Drawn(volume.with_data(data) if slices else volume, None, slices)
 
 
@@ -118,7 +116,7 @@ def finer(volume: Volume, axis: int, many: float) -> Volume:
     field of view, with the nearest whole number of voxels."""
     length = volume.shape[axis]
     count = max(2, round(length * many))
-    at: Doubles = (np.arange(count) - (count / length - 1) / 2) / (count / length)
+    at = (np.arange(count, dtype=np.float64) - (count / length - 1) / 2) / (count / length)
     data = [
         np.moveaxis(drawn_on(np.moveaxis(channel, axis, 0).astype(np.float32), at), 0, axis)
         for channel in volume.data
@@ -158,6 +156,10 @@ class Lines(NamedTuple):
     def step(self) -> float:
         """Voxels from one to the next."""
         return float(self.places[1] - self.places[0])
+
+    def within(self, count: int) -> int:
+        """How many of them lie within so many voxels."""
+        return int(np.sum((self.places > -0.5) & (self.places < count - 0.5)))
 
 
 def interpolated(channel: Array) -> list[Lines | None]:

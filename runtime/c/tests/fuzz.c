@@ -133,14 +133,15 @@ static void make_model(file *f, int depthwise, int several)
         "\\\"hidden\\\": %d, \\\"perception\\\": \\\"%s\\\", \\\"scales\\\": [2, 1], \\\"steps\\\": [%d, %d], "
         "\\\"fire_rate\\\": 0.5}, \\\"preprocess\\\": {\\\"modalities\\\": 1, %s, \\\"context\\\": 0, "
         "\\\"normalise\\\": \\\"%s\\\", \\\"spacing\\\": %s, \\\"size\\\": %s, \\\"field\\\": %s}, \\\"predict\\\": {\\\"threshold\\\": 0.5, "
-        "\\\"ensemble\\\": 1, \\\"smoothing\\\": 2, \\\"largest_component\\\": true}, \\\"values\\\": [1, 2]}, \\\"range\\\": {\\\"levels\\\": "
+        "\\\"ensemble\\\": 1, \\\"smoothing\\\": 2, \\\"largest_component\\\": true, \\\"coarse\\\": %s}, \\\"values\\\": [1, 2]}, \\\"range\\\": {\\\"levels\\\": "
         "[%s, %s]}}\"}",
         N, H, depthwise ? "depthwise" : "dense", BEGIN_STEPS, BEGIN_STEPS,
         several ? "\\\"axes\\\": [2, 0, 1]" : "\\\"axis\\\": 2", depthwise ? "slice" : "volume",
         depthwise  ? "null"
         : several ? "[0.75, 0.75]"
                   : "[1.0, 0.75]",
-        depthwise && !several ? "[6, 6]" : "null", several && !depthwise ? "true" : "false", ranges, ranges);
+        depthwise && !several ? "[6, 6]" : "null", several && !depthwise ? "true" : "false",
+        several ? "[0.4, 0.3, 0.5]" : "null", ranges, ranges);
     for (int level = 0; level < LEVELS; level++)
         for (int i = 0; i < 7; i++) {
             used += (size_t)sprintf(header + used, ", \"levels.%d.%s\": {\"dtype\": \"F32\", \"shape\": [", level,
