@@ -172,6 +172,19 @@ def test_slices_are_taken_back_from_between_voxels(
     assert np.abs(off).max() < 0.1
 
 
+@pytest.mark.parametrize(("first", "found"), [(0.0, 0.0), (-2.0, -2.0), (-3.0, -3.0), (-3.5, 0.5)])
+def test_a_slice_may_lie_a_little_beyond_the_end(first: float, found: float) -> None:
+    """As where a scan was cut after it was interpolated."""
+    slices = np.random.default_rng(5).standard_normal((9, 7, 6)).astype(np.float32)
+    places = first + 4 * np.arange(9)
+    lines = np.tensordot(coarse.shares(places, int(places[-1]) + 1), slices, 1).astype(np.float32)
+    told = coarse.interpolated(lines)[0]
+    assert told is not None and told.places[0] == pytest.approx(found, abs=0.01)
+    assert told.within(len(lines)) == np.sum((places > -0.5) & (places < len(lines) - 0.5))
+    if first < 0 and found == first:
+        assert np.allclose(coarse.taken(lines, told.places)[0], slices[0], atol=0.05)
+
+
 @pytest.mark.parametrize(
     "image",
     [

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import math
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -22,11 +20,10 @@ from mednca import coarse, engine
 from mednca.engine import binding
 from mednca.engine.arrays import locate
 from mednca.errors import InputError
-from mednca.modelfile import ModelFile, save_model, to_bytes
-from mednca.predict import Predictor
+from mednca.modelfile import ModelFile, to_bytes
 from mednca.volume import Volume
-from tests.runtime.builds import run
-from tests.small import tiny_model, write_nifti
+from tests.runtime.beside import looked_at, with_setting
+from tests.small import tiny_model
 
 needs_engine = pytest.mark.skipif(not engine.available(), reason="the C engine is not built")
 properties = settings(deadline=None, max_examples=40)
@@ -233,15 +230,7 @@ def test_a_model_that_sees_coarse_scans_as_they_are_asks_for_no_memory() -> None
     ids=str,
 )
 def test_distances_that_cannot_be_are_refused(numbers: Any, message: str | None) -> None:
-    content = to_bytes(model_of())
-    size = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + size])
-    about = json.loads(header["__metadata__"]["mednca"])
-    assert about["version"] == 7
-    about["config"]["predict"]["coarse"] = numbers
-    header["__metadata__"]["mednca"] = json.dumps(about).replace("Infinity", "1e999")
-    text = json.dumps(header).encode()
-    content = len(text).to_bytes(8, "little") + text + content[8 + size :]
+    content = with_setting(model_of(), 7, "coarse", numbers)
     if message is None:
         engine.Model(content)
         return
@@ -250,17 +239,6 @@ def test_distances_that_cannot_be_are_refused(numbers: Any, message: str | None)
 
 
 # ---- The program ----
-
-
-def looked_at(model: ModelFile, volume: Volume, folder: Path) -> tuple[NDArray[Any], Any, str]:
-    """Model and scan -> mask of mednca-run, prediction of Python, and what mednca-run said."""
-    voxels = np.moveaxis(volume.data, 0, -1)
-    scan = write_nifti(folder / "scan.nii", voxels if volume.channels > 1 else voxels[..., 0], volume.affine)
-    save_model(folder / "model.safetensors", model)
-    done = run(folder / "model.safetensors", scan, "-o", folder / "mask.nii", "--quiet", "--threads", 1)
-    assert done.returncode == 0, done.stderr
-    expected = Predictor(model, engine="native" if engine.available() else "numpy").predict(volume)
-    return np.asarray(nibabel.load(folder / "mask.nii").dataobj), expected, done.stderr
 
 
 @pytest.mark.parametrize("orientation", ["RAS", "SPL", "AIR"])

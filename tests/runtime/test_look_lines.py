@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -11,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -24,10 +22,10 @@ from mednca.engine import binding
 from mednca.engine.arrays import locate
 from mednca.errors import InputError
 from mednca.modelfile import ModelFile, save_model, to_bytes
-from mednca.predict import Predictor
 from mednca.second_look import sizes_of
 from mednca.spectrum import Usual
 from mednca.volume import Volume
+from tests.runtime.beside import looked_at, with_setting
 from tests.runtime.builds import run
 from tests.small import tiny_model, write_nifti
 
@@ -219,15 +217,7 @@ def test_c_expects_the_overlap_that_python_does(
     ids=lambda value: str(value)[:20],
 )
 def test_lines_that_cannot_be_are_refused(usual: Usual, numbers: Any, message: str | None) -> None:
-    content = to_bytes(model_of(usual))
-    size = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + size])
-    about = json.loads(header["__metadata__"]["mednca"])
-    assert about["version"] == 6
-    about["config"]["predict"]["spectrum"] = numbers
-    header["__metadata__"]["mednca"] = json.dumps(about).replace("Infinity", "1e999")
-    text = json.dumps(header).encode()
-    content = len(text).to_bytes(8, "little") + text + content[8 + size :]
+    content = with_setting(model_of(usual), 6, "spectrum", numbers)
     if message is None:
         engine.Model(content)
         return
@@ -238,18 +228,9 @@ def test_lines_that_cannot_be_are_refused(usual: Usual, numbers: Any, message: s
 # ---- The program ----
 
 
-def looked_at(
-    model: ModelFile, data: NDArray[np.float32], folder: Path, orientation: str = "RAS"
-) -> tuple[Any, Any, str]:
-    """Model and scan (M, X, Y, Z) -> mask of mednca-run, prediction of Python, and what mednca-run said."""
-    volume = Volume(data, np.diag([1.0, 1.0, 1.5, 1.0])).oriented(orientation)
-    voxels = np.moveaxis(volume.data, 0, -1)
-    scan = write_nifti(folder / "scan.nii", voxels if len(data) > 1 else voxels[..., 0], volume.affine)
-    save_model(folder / "model.safetensors", model)
-    done = run(folder / "model.safetensors", scan, "-o", folder / "mask.nii", "--quiet", "--threads", 1)
-    assert done.returncode == 0, done.stderr
-    expected = Predictor(model, engine="native" if engine.available() else "numpy").predict(volume)
-    return np.asarray(nibabel.load(folder / "mask.nii").dataobj), expected, done.stderr
+def scan_of(data: NDArray[np.float32], orientation: str = "RAS") -> Volume:
+    """Data (M, X, Y, Z) -> a scan of them."""
+    return Volume(data, np.diag([1.0, 1.0, 1.5, 1.0])).oriented(orientation)
 
 
 CASES = [
@@ -274,13 +255,13 @@ def test_the_program_in_c_mends_lines_as_python_does(
 ) -> None:
     bad = np.stack([damaged(ball(100), axis, lines, factor), blurred(100)][:channels])
     model = model_of(usual, usual_of(blurred)) if channels > 1 else model_of(usual)
-    mask, expected, said = looked_at(model, bad, tmp_path, orientation)
+    mask, expected, said = looked_at(model, scan_of(bad, orientation), tmp_path)
     assert (mask != expected.mask.data[0]).sum() <= 3
     changed = expected.report["lines_changed"]
     assert changed and f"scan.nii: {changed} {TOLD}" in said
     (tmp_path / "once").mkdir()
     once = replace(model, config=tiny_model(modalities=channels).config)
-    plain, _, nothing = looked_at(once, bad, tmp_path / "once", orientation)
+    plain, _, nothing = looked_at(once, scan_of(bad, orientation), tmp_path / "once")
     assert (plain != mask).sum() > 100 and not nothing  # it makes a difference
 
 
@@ -291,7 +272,7 @@ def test_a_scan_that_counts_as_it_is_keeps_its_mask(
     """Where nothing is unusual, and where the model is no surer of the mended scan."""
     data = damaged(ball(100), 0, lines, factor) if lines else ball(100)
     assert bool(spectrum.mended(data, usual, 1)[1]) == bool(lines)
-    mask, expected, said = looked_at(model_of(usual), data[None], tmp_path)
+    mask, expected, said = looked_at(model_of(usual), scan_of(data[None]), tmp_path)
     assert np.array_equal(mask, expected.mask.data[0]) and mask.any() and not said
     assert expected.report["lines_changed"] is None
 
@@ -301,7 +282,7 @@ def test_a_second_look_for_sizes_sees_the_mended_scan(usual: Usual, tmp_path: Pa
     assert sizes is not None
     model = model_of(usual, sizes=(*(sizes * [1.5, 1.0, 1.3]).tolist(), 1.25, 1.25, 1.25))
     bad = damaged(ball(100), 1, [3, 4, 7], -4)
-    mask, expected, said = looked_at(model, bad[None], tmp_path, "PIR")
+    mask, expected, said = looked_at(model, scan_of(bad[None], "PIR"), tmp_path)
     assert expected.report["stretched"] and expected.report["lines_changed"]
     assert f"{expected.report['lines_changed']} {TOLD}" in said and "looked at again" in said
     assert mask.any() and (mask != expected.mask.data[0]).mean() < 1e-4
