@@ -38,7 +38,6 @@ SCRIPTS = {
     "anisotropy": ("anisotropy.json", "3 min"),
     "margins": ("margins.json", "10 minutes"),
     "ghosts": ("ghosts.json", "5 minutes"),
-    "mended": ("mended.json", "10 minutes"),
     "thick": ("thick.json", "3 minutes"),
     "unet_looks": ("unet_looks.json", "8 minutes, after table1"),
     "fig5": ("fig5.png", "seconds, from stored cards"),

@@ -1,4 +1,4 @@
-"""What ghosts.py and mended.py share: the model of fold 0 in the tree, the cases of its report card, and how
+"""What ghosts.py and thick.py share: the model of fold 0 in the tree, the cases of its report card, and how
 what was measured on them is stored."""
 
 from __future__ import annotations

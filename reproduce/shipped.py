@@ -31,13 +31,13 @@ import torch
 from mednca.cases import find_cases
 from mednca.config import RunConfig
 from mednca.errors import InputError
-from mednca.files import atomic_write, read_json
+from mednca.files import atomic_write
 from mednca.modelfile import SHIPPED, ModelFile, load_model, save_model, shipped_model, shipped_models
 from mednca.recipes import Fingerprint, native, robust
 from mednca.report import MERGED
 from mednca.train import train
 from reproduce.catalogue import find
-from reproduce.stored import RESULTS, read_result, result_path
+from reproduce.stored import read_result, result_path
 
 #: The scores that go into a model's card.
 TOLD = {
@@ -143,7 +143,7 @@ CARDS = {
         images="one T1 channel, 1 mm, unusual bias fields brought back to the usual; axial, sagittal, "
         "coronal slices with one neighbour on each side; another look where the organ has an unusual size or "
         "lines of k-space are unusual",
-        fails="Four times as coarse voxels, blur, turned scans, ghosts that took lines of k-space away and "
+        fails="Slices of 6 mm and more, blur, turned scans, ghosts that took lines of k-space away and "
         "contrast that is turned over still cost it much: `docs/explanation/robustness.md` tells how much of "
         "each. Its trust score finds masks that went "
         "wrong; it hardly ranks good ones, and it cannot know where others draw the organ more "
@@ -337,7 +337,6 @@ def page(name: str, model: ModelFile) -> str:
             f"in `reproduce/results/{told.report}`; the command is in `reproduce/{told.script}`.",
             "",
             *trusted(card),
-            *on_mended(model),
             "## Where it fails",
             "",
             told.fails,
@@ -360,23 +359,6 @@ def trusted(card: dict[str, Any]) -> list[str]:
         f"{told['spearman']:.2f}; of the masks with a Dice below {told['below']:g}, "
         f"{100 * told['flagged']:.0f} % are flagged, of the others {100 * told['false_alarms']:.0f} %; the "
         f"interval holds {100 * told['coverage']:.0f} %. All of it is in `reproduce/results/trust.md`.",
-        "",
-    ]
-
-
-def on_mended(model: ModelFile) -> list[str]:
-    """Model -> how good its trust score is where it brings lines of k-space back; nothing where it does not,
-    or has no score."""
-    if model.trust is None or model.config.predict.spectrum is None or model.config.predict.coarse is None:
-        return []
-    told = read_json(RESULTS / "mended.json")["summary"]
-    good = told["mended"] - told["bad"]
-    return [
-        "None of these predictions was of a scan whose lines of k-space were brought back. On "
-        f"{told['mended']} such scans of fold 0, with ghosts or spikes, the interval held "
-        f"{100 * told['held'] / told['mended']:.0f} %; {told['bad_flagged']} of {told['bad']} masks below "
-        f"0.8 were flagged, and {told['good_flagged']} of the {good} others: "
-        "`reproduce/results/mended.json`.",
         "",
     ]
 

@@ -153,6 +153,11 @@ def cost(part: Part, score: trust_fit.Trust, count: int = 5) -> dict[str, float]
     }
 
 
+def of_three(cases: Sequence[Case], count: int) -> tuple[Case, ...]:
+    """Cases and a number -> so many of every three of them."""
+    return tuple(case for number, case in enumerate(cases) if number % 3 < count)
+
+
 def run(asked: argparse.Namespace) -> dict[str, Any]:
     """Options -> the result: measure what is missing, fit, judge."""
     experiment = find([asked.experiment])[0]
@@ -162,7 +167,7 @@ def run(asked: argparse.Namespace) -> dict[str, Any]:
     if not source.is_dir() and (MODELS / experiment.name).is_dir():
         source = MODELS / experiment.name
     parts = held_out(source, data.cases, people=asked.people, each=asked.each)
-    parts = [part for part in parts if part.cases]
+    parts = [replace(part, cases=of_three(part.cases, asked.of_three)) for part in parts if part.cases]
     folder = asked.runs / "trust" / experiment.name
     every = measure(
         parts,
@@ -196,9 +201,11 @@ def run(asked: argparse.Namespace) -> dict[str, Any]:
         }
     result["cost"] = cost(parts[0], score)
     left = len(every) - len(rows)
+    fewer = f" --of-three {asked.of_three}" if asked.of_three < 3 else ""
     result["provenance"] |= {
         "command": f"python reproduce/trust.py DATA_ROOT --runs runs --perturbations {asked.perturbations}"
-        + "".join(f" --{name} {n}" for name in ("people", "each") if (n := getattr(asked, name))),
+        + "".join(f" --{name} {n}" for name in ("people", "each") if (n := getattr(asked, name)))
+        + fewer,
         "data": folds.split.data,
         "experiment": experiment.name,
         "out_of_view": left,
@@ -309,6 +316,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--experiment", default="hippocampus_robust", metavar="NAME")
     parser.add_argument("--people", type=int, metavar="N", help="so many persons, drawn")
     parser.add_argument("--each", type=int, metavar="N", help="so many scans of each person")
+    parser.add_argument("--of-three", type=int, default=3, metavar="N", help="so many of every three cases")
     parser.add_argument("--perturbations", type=int, default=8, metavar="N", help="for each case")
     parser.add_argument("--others", type=int, default=5, metavar="N", help="scans of each other data set")
     parser.add_argument("--table", type=Path, help="table of predictions, elsewhere")

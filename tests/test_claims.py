@@ -15,7 +15,7 @@ import pytest
 from mednca.modelfile import load_model
 from mednca.robustness.report import IN_VIEW, points
 from mednca.trust.fit import spearman
-from reproduce import anisotropy, claims, first_fold, ghosts, mended, shifts, thick, unet_looks
+from reproduce import anisotropy, claims, first_fold, ghosts, shifts, thick, unet_looks
 from reproduce.catalogue import CARDS, PROSTATE_CARD
 from reproduce.plans import rows, stored
 from reproduce.stored_cards import difference, read_card
@@ -466,12 +466,12 @@ def test_how_good_the_trust_score_is_is_what_was_measured() -> None:
         for name in ("best", "unet", "robust")
     )
     ranked = []
-    for chosen in (("fold_0", "fold_1"), ("fold_2", "fold_3")):
+    for chosen in (("fold_0", "fold_1"), ("fold_2", "fold_3", "fold_4")):
         pairs = [
             row[3:5] for row in told["rows"] if robust[row[0]]["fold"] in chosen and "stranger" not in row[1]
         ]
         ranked.append(spearman(*np.array(pairs).T))
-    assert "the rank correlation is {:.2f}; on folds 2 and 3 it is {:.2f}.".format(*ranked) in words
+    assert "on these the rank correlation is {:.2f} now; on the others it is {:.2f}.".format(*ranked) in words
     alike = spearman(*(dice_of(cases, sorted(ours)) for cases in (ours, theirs)))
     assert f"has a rank correlation of {alike:.2f} with that of a U-Net" in words
     unseen = told["unknown"]["inversion"]
@@ -485,24 +485,6 @@ def test_how_good_the_trust_score_is_is_what_was_measured() -> None:
     card = load_model("hippocampus_robust").card["trust"]
     for key in ("predictions", "persons", "spearman", "coverage", "flagged", "false_alarms"):
         assert card[key] == score[key]
-
-
-def test_how_the_score_holds_on_mended_scans_is_what_was_measured() -> None:
-    told, page = result("reproduce/results/mended.json"), (ROOT / "docs/explanation/trust.md").read_text()
-    assert mended.summary(told["rows"]) == told["summary"]
-    for words, row in rows_of(page, "| what is done to the scan | lines changed").items():
-        those = [one for one in told["rows"] if one["perturbation"] == words.replace(" of ", " ")]
-        dice, expected = (statistics.fmean(one[key] for one in those) for key in ("dice", "expected"))
-        held = sum(one["low"] <= one["dice"] <= one["high"] for one in those)
-        changed = sum(one["lines"] > 0 for one in those)
-        assert row == f"| {words} | {changed} | {dice:.3f} | {expected:.3f} | {held} of {len(those)} |"
-    all_of_them = told["summary"]
-    share = f"{100 * all_of_them['held'] / all_of_them['mended']:.0f} %"
-    words = " ".join(page.split())
-    assert (
-        f"Of the {all_of_them['mended']} predictions with changed lines the interval holds {share}" in words
-    )
-    assert f"{all_of_them['bad_flagged']} of the {all_of_them['bad']} masks below 0.8 are flagged" in words
 
 
 def test_what_the_parts_of_the_robust_recipe_cost_is_what_the_trials_say() -> None:
