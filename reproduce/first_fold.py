@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from mednca import __version__
 from mednca.cases import Case
 from mednca.files import atomic_write, read_json
 from mednca.modelfile import ModelFile, load_model
+from mednca.predict import Predictor, with_ensemble
 from reproduce.catalogue import find
 from reproduce.folds import load
 from reproduce.runs import MODELS
@@ -37,6 +39,19 @@ def opened(root: Path) -> tuple[ModelFile, list[Case]]:
     by_id = {case.id: case for case in load(find([EXPERIMENT])[0].split).cases(root).cases}
     names = read_json(run / "split.json")["validation"][:CASES]
     return load_model(run / "model.safetensors"), [by_id[name] for name in names]
+
+
+def with_and_without(whole: ModelFile, setting: str) -> tuple[ModelFile, dict[str, Predictor]]:
+    """Model and a setting of its predictions -> the model with one run of fire masks, and what predicts by it
+    with that setting and without."""
+    model = with_ensemble(whole, 1)
+    plain = replace(
+        model, config=replace(model.config, predict=replace(model.config.predict, **{setting: None}))
+    )
+    return model, {
+        name: Predictor(file, engine="native", signals=False, trust=False)
+        for name, file in (("with", model), ("without", plain))
+    }
 
 
 def store(name: str, model: ModelFile, summary: dict[str, Any], **measured: Any) -> None:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import statistics
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,8 @@ from mednca.cases import Case
 from mednca.dataset import load_scan
 from mednca.metrics import dice_score
 from mednca.perturb import planes, stream
-from mednca.predict import Predictor, with_ensemble
-from reproduce.first_fold import SEED, data_root, opened, store
+from mednca.predict import Predictor
+from reproduce.first_fold import SEED, data_root, opened, store, with_and_without
 
 KINDS = ("none", "lines", "breathing", "moving")
 
@@ -101,12 +100,7 @@ def summary(cases: dict[str, Any]) -> dict[str, dict[str, float]]:
 def main() -> None:
     """Measure and write."""
     whole, chosen = opened(data_root(__doc__))
-    model = with_ensemble(whole, 1)
-    blind = replace(model, config=replace(model.config, predict=replace(model.config.predict, spectrum=None)))
-    predictors = {
-        name: Predictor(file, engine="native", signals=False, trust=False)
-        for name, file in (("with", model), ("without", blind))
-    }
+    model, predictors = with_and_without(whole, "spectrum")
     cases = {case.id: measure(case, predictors) for case in tqdm(chosen, unit="case")}
     store("ghosts", model, summary(cases), cases=cases)
 

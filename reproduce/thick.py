@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import statistics
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +30,9 @@ from mednca.cases import Case
 from mednca.dataset import load_scan
 from mednca.metrics import dice_score
 from mednca.perturb import planes, stream
-from mednca.predict import Predictor, with_ensemble
+from mednca.predict import Predictor
 from mednca.volume import Volume
-from reproduce.first_fold import SEED, data_root, opened, store
+from reproduce.first_fold import SEED, data_root, opened, store, with_and_without
 
 FACTORS = (2, 3, 4, 6, 8)
 WAYS = ("whole", "with", "without")
@@ -79,12 +78,7 @@ def summary(cases: dict[str, Any]) -> dict[str, dict[str, float]]:
 def main() -> None:
     """Measure and write."""
     whole, chosen = opened(data_root(__doc__))
-    model = with_ensemble(whole, 1)
-    plain = replace(model, config=replace(model.config, predict=replace(model.config.predict, coarse=None)))
-    predictors = {
-        name: Predictor(file, engine="native", signals=False, trust=False)
-        for name, file in (("with", model), ("without", plain))
-    }
+    model, predictors = with_and_without(whole, "coarse")
     cases = {case.id: measure(case, predictors) for case in tqdm(chosen, unit="case")}
     store("thick", model, summary(cases), cases=cases)
 

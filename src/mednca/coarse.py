@@ -88,8 +88,11 @@ def usual(volumes: Iterable[Volume]) -> Ways:
     return tuple(float(f"{way:.6g}") for way in longest)
 
 
-def drawn(volume: Volume, ways: Ways) -> Drawn:
-    """Scan, finite, and the longest ways in training -> the scan as a model is to see it."""
+def drawn(volume: Volume, ways: Ways | None) -> Drawn:
+    """Scan (C, X, Y, Z), finite, and the longest ways in training (mm) -> the scan as a model is to see it;
+    as it is where no ways are known."""
+    if not ways:
+        return Drawn(volume, None, 0)
     times = np.array(spacing_of_body(volume)) / ways
     enough = np.array(along_body(volume.data, volume).shape[1:]) >= SLICES
     bearable = np.where(enough & (times <= MOST), times, 0)

@@ -236,7 +236,7 @@ class Predictor:
             raise InputError(
                 f"this model takes scans of {config.preprocess.modalities} channel(s), got {volume.channels}"
             )
-        drawn = self._drawn(volume)
+        drawn = coarse.drawn(volume, config.predict.coarse)
         seen, stretch, lines = self._looks(drawn.volume, progress, shares=drawn.axis is not None)
         look = self._brought_back(seen, drawn.volume) if stretch else seen
         if drawn.axis is not None:
@@ -291,11 +291,6 @@ class Predictor:
             volume.with_data(look.spread) if self.probability and self.signals else None,
             seen,
         )
-
-    def _drawn(self, volume: Volume) -> coarse.Drawn:
-        """Scan -> the same, drawn on where its voxels are coarse (`mednca.coarse`)."""
-        ways = self.file.config.predict.coarse
-        return coarse.drawn(volume, ways) if ways else coarse.Drawn(volume, None, 0)
 
     def _looks(
         self, volume: Volume, progress: Progress | None, *, shares: bool

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,14 @@ def scan_of(shape: tuple[int, ...], spacing: tuple[float, ...] = (1, 1, 1)) -> b
     return binding.Scan(shape=(1, *shape), spacing=spacing)
 
 
+@contextmanager
+def desk(library: Any, model: engine.Model, scan: binding.Scan) -> Iterator[int]:
+    """Library, model and scan -> the address of memory to work in; nothing must be written beside it."""
+    room = np.full(library.mednca_draw_size(model._handle, scan) + 8, 77, np.uint8)
+    yield locate(room, writable=True).address
+    assert (room[-8:] == 77).all()
+
+
 def fresh(image: NDArray[np.float32]) -> NDArray[np.float32]:
     """Image -> its values, x running fastest."""
     return image.ravel(order="F").copy()
@@ -105,19 +115,16 @@ def test_c_draws_on_and_comes_back_as_python_does(
     image, model = blobs(seed, shape), engine.Model(to_bytes(model_of()))
     library = functions(model)
     wanted = coarse.finer(Volume(image[None], np.eye(4)), axis, many).data
-    room = np.full(library.mednca_draw_size(model._handle, scan_of(shape)) + 8, 77, np.uint8)
     values, found = fresh(image), np.zeros(wanted.size, np.float32)
-    places = [locate(array, writable=True).address for array in (values, found, room)]
-    library.mednca_draw(places[0], SHAPE(*shape), axis, wanted.shape[axis + 1], *places[1:])
-    assert (room[-8:] == 77).all()  # nothing was written beside its memory
+    source, target = (locate(array, writable=True).address for array in (values, found))
+    with desk(library, model, scan_of(shape)) as room:
+        library.mednca_draw(source, SHAPE(*shape), axis, wanted.shape[axis + 1], target, room)
     found = found.reshape(wanted.shape[1:], order="F")
     assert np.abs(found - wanted[0]).max() <= 1e-4 * np.abs(image).max()
 
-    back = np.zeros(image.size, np.float32)
-    source, target = fresh(wanted[0]), locate(back, writable=True)
-    library.mednca_middles(
-        *(locate(source).address, SHAPE(*wanted.shape[1:]), axis, shape[axis], target.address)
-    )
+    back, finer = np.zeros(image.size, np.float32), fresh(wanted[0])
+    source, target = (locate(array, writable=True).address for array in (finer, back))
+    library.mednca_middles(source, SHAPE(*wanted.shape[1:]), axis, shape[axis], target)
     assert np.array_equal(back.reshape(shape, order="F"), coarse.brought_back(wanted, axis, shape[axis])[0])
 
 
@@ -143,11 +150,9 @@ def test_c_draws_again_what_was_interpolated_as_python_does(
     model = engine.Model(to_bytes(model_of()))
     library, scan = functions(model), scan_of(shape, spacing)
     wanted = coarse.drawn(Volume(image[None], np.diag([*spacing, 1.0])), WAYS)
-    room = np.full(library.mednca_draw_size(model._handle, scan) + 8, 77, np.uint8)
     values = fresh(image)
-    place, desk = locate(values, writable=True), locate(room, writable=True)
-    count = library.mednca_redraw(model._handle, scan, place.address, desk.address)
-    assert (room[-8:] == 77).all()
+    with desk(library, model, scan) as room:
+        count = library.mednca_redraw(model._handle, scan, locate(values, writable=True).address, room)
     assert count == wanted.slices
     assert bool(count) == (step * spacing[axis] / WAYS[axis] >= coarse.LEAST)
     found = values.reshape(shape, order="F")
@@ -171,9 +176,9 @@ def test_c_leaves_what_was_not_interpolated(image: NDArray[Any]) -> None:
     channel = image.astype(np.float32)
     model = engine.Model(to_bytes(model_of((0.1, 0.1, 0.1))))
     library, scan, values = functions(model), scan_of(channel.shape), fresh(channel)
-    room = np.zeros(library.mednca_draw_size(model._handle, scan), np.uint8)
-    place, desk = locate(values, writable=True), locate(room, writable=True)
-    assert not library.mednca_redraw(model._handle, scan, place.address, desk.address)
+    with desk(library, model, scan) as room:
+        place = locate(values, writable=True).address
+        assert not library.mednca_redraw(model._handle, scan, place, room)
     assert np.array_equal(values, fresh(channel))
     assert coarse.interpolated(channel) == [None] * 3
 

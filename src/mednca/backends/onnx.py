@@ -91,8 +91,7 @@ class Exported:
         def on_body(seen: Seen) -> tuple[NDArray[np.uint8], list[float]]:
             return along_body(seen[2][None], seen[0])[0], spacing_of_body(seen[0])
 
-        ways = config.predict.coarse
-        drawn = coarse.drawn(volume, ways) if ways else coarse.Drawn(volume, None, 0)
+        drawn = coarse.drawn(volume, config.predict.coarse)
         seen, shown, _ = spectrum.settle(drawn.volume, look, overlap_of, config.spectra)
         shares, stretch = seen[1], tuple[float, ...]()
         if config.predict.sizes:
