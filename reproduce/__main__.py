@@ -42,7 +42,7 @@ SCRIPTS = {
     "unet_looks": ("unet_looks.json", "8 minutes, after table1"),
     "fig5": ("fig5.png", "seconds, from stored cards"),
     "fig6": ("fig6.png", "seconds, from stored cards"),
-    "trust": ("trust.json", "an hour, after table1"),
+    "trust": ("trust.json", "three hours, after table1"),
 }
 
 

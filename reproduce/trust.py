@@ -17,7 +17,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,9 @@ OTHERS = {
 #: The same organ by another scanner, and drawn by other people.
 ELSEWHERE = "Colin27_Hippocampus"
 BELOW = 0.8
+#: Perturbations of each case of which the rank correlation is told by themselves; draws for its interval; how
+#: often persons are dealt into parts anew.
+FIRST, DRAWS, DEALS = 5, 1000, 4
 
 
 def others(data_root: Path, shape: tuple[int, int, int], count: int) -> Iterator[tuple[str, Case, Volume]]:
@@ -153,6 +156,31 @@ def cost(part: Part, score: trust_fit.Trust, count: int = 5) -> dict[str, float]
     }
 
 
+def rank_correlation(
+    rows: Sequence[Sequence[Any]], persons: Mapping[str, str], draws: int = DRAWS
+) -> dict[str, Any]:
+    """Labelled rows of a report, and the person of each case -> their rank correlation, its 95 % interval by
+    drawing persons, and what it is of the first perturbations of each case alone."""
+    drawn = {case: set(draw_jobs(case, find_perturbations(), FIRST)) for case in persons}
+    first = [row for row in rows if Job(row[1], row[2], 0) in drawn[row[0]]]
+    places: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        places.setdefault(persons[row[0]], []).append(place)
+    pairs, parts = np.array([row[3:5] for row in rows]), [np.array(part) for part in places.values()]
+    random = np.random.default_rng(0)
+    found = [
+        trust_fit.spearman(*pairs[np.concatenate([parts[one] for one in chosen])].T)
+        for chosen in random.integers(len(parts), size=(draws, len(parts)))
+    ]
+    return {
+        "of": len(rows),
+        "spearman": round(trust_fit.spearman(*pairs.T), 4),
+        "interval": [round(float(end), 4) for end in np.quantile(found, (0.025, 0.975))],
+        "of_first": len(first),
+        "spearman_of_first": round(trust_fit.spearman(*np.array([row[3:5] for row in first]).T), 4),
+    }
+
+
 def of_three(cases: Sequence[Case], count: int) -> tuple[Case, ...]:
     """Cases and a number -> so many of every three of them."""
     return tuple(case for number, case in enumerate(cases) if number % 3 < count)
@@ -183,6 +211,11 @@ def run(asked: argparse.Namespace) -> dict[str, Any]:
     )
     bare = trust_fit.out_of_fold(rows, slopes=False, **options)
     result["without_slopes"] = trust_fit.figures(bare, below=BELOW)
+    labelled = [row for row in result["rows"] if not row[1].startswith(STRANGER)]
+    anew = [trust_fit.out_of_fold(rows, seed=n + 1, spread=False, **options) for n in range(DEALS)]
+    result["rank_correlation"] = rank_correlation(labelled, {row.case: row.group for row in rows}) | {
+        "dealt_anew": [trust_fit.figures(judged)["spearman"] for judged in anew]
+    }
     naive = trust_fit.fit([row for row in rows if not row.is_stranger], **options)
     foreign = measure_others(asked.data_root, parts[0], folder / "others.jsonl", asked.others)
     result["others"] = {}
@@ -230,6 +263,7 @@ def page(result: dict[str, Any]) -> str:
     head = ("", "predictions", "Dice < 0.8", "rank correlation", "ROC area", "flagged", "false alarms")
     head += ("flagged at 15 % alarms", "coverage", "median width", "mean error")
     told, score, bare = result["provenance"], result["score"], result["without_slopes"]
+    rank = result["rank_correlation"]
     alone = [line(f"{name} alone", part) for name, part in result["alone"].items()]
     parts = [line(name, part) for name, part in result["parts"].items()]
     unknown = [line(name, part) for name, part in result["unknown"].items()]
@@ -255,6 +289,11 @@ def page(result: dict[str, Any]) -> str:
             f"alarms: the same of the others. {told['out_of_view']} predictions in which the organ has left "
             "the image are left out.",
             markdown(head, [line("the score", score), line("without slopes", bare), *alone]),
+            f"Rank correlation of the {rank['of']} predictions of scans: {rank['spearman']:.3f}, 95 % "
+            f"interval {rank['interval'][0]:.3f} to {rank['interval'][1]:.3f} by drawing persons; of the "
+            f"{rank['of_first']} as they are and with the first {FIRST} perturbations of each: "
+            f"{rank['spearman_of_first']:.3f}. With persons dealt into other parts: "
+            f"{', '.join(f'{value:.3f}' for value in rank['dealt_anew'])}.",
             "By what was done to the scans:",
             markdown(head, parts),
             "By a score that has seen nothing of the kind:",

@@ -471,7 +471,19 @@ def test_how_good_the_trust_score_is_is_what_was_measured() -> None:
             row[3:5] for row in told["rows"] if robust[row[0]]["fold"] in chosen and "stranger" not in row[1]
         ]
         ranked.append(spearman(*np.array(pairs).T))
-    assert "on these the rank correlation is {:.2f} now; on the others it is {:.2f}.".format(*ranked) in words
+    assert "on these two the rank correlation is {:.2f}, on the other three {:.2f}.".format(*ranked) in words
+    rank = told["rank_correlation"]
+    assert (
+        rank["spearman"] == pytest.approx(score["spearman"], abs=1e-3) and rank["of"] == score["predictions"]
+    )
+    low, high = rank["interval"]
+    line = f"correlation is {rank['spearman']:.3f} (95 % interval {low:.2f} to {high:.2f}, by drawing people)"
+    first = f"{rank['spearman_of_first']:.3f} of the {rank['of_first']} predictions as they are and with"
+    assert f"{line}; {first} the first 5 perturbations" in words
+    least, most = min(rank["dealt_anew"]), max(rank["dealt_anew"])
+    assert f"people dealt into other parts, four times, {least:.3f} to {most:.3f}" in words
+    best = max(part["spearman"] for part in told["alone"].values())
+    assert f"a rank correlation of {100 * (score['spearman'] - best):.0f} hundredths more" in words
     alike = spearman(*(dice_of(cases, sorted(ours)) for cases in (ours, theirs)))
     assert f"has a rank correlation of {alike:.2f} with that of a U-Net" in words
     unseen = told["unknown"]["inversion"]

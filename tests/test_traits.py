@@ -31,13 +31,15 @@ def measured(
     data: NDArray[Any] | None = None,
     mask: NDArray[Any] | None = None,
     probability: NDArray[Any] | None = None,
+    spread: NDArray[Any] | None = None,
     **more: Any,
 ) -> traits.Traits:
     """The box, or something else -> its traits."""
     mask = box() if mask is None else mask
     probability = mask.astype(np.float32)[None] if probability is None else probability
     options: dict[str, Any] = {"spacing": SPACING, "signals": SIGNALS, "largest": 1.0} | more
-    return traits.measure(image() if data is None else data, mask, probability, **options)
+    spread = np.zeros((1, *mask.shape), np.float32) if spread is None else spread
+    return traits.measure(image() if data is None else data, mask, probability, spread, **options)
 
 
 def test_a_box_has_its_size_and_place() -> None:
@@ -70,6 +72,52 @@ def test_sureness_is_that_of_the_probabilities() -> None:
     assert found["overlap"] == pytest.approx(2 * 0.5 / 1.5, rel=1e-5)
     certain = measured()
     assert certain["entropy"] == 0 and certain["confidence"] == 1 and certain["overlap"] == 1
+
+
+def test_how_sure_the_least_sure_part_of_a_mask_is() -> None:
+    shares = np.zeros(box().shape)
+    shares[box() > 0] = np.linspace(0.5, 1.0, int(box().sum()))
+    found = measured(probability=shares[None])
+    assert [found[f"sure_{percent}"] for percent in (5, 10, 25, 50)] == pytest.approx(
+        [0.525, 0.55, 0.625, 0.75]
+    )
+
+
+def test_each_end_has_its_own_disagreement() -> None:
+    """Four voxels along R, of which one is a fifth and more; six along A, of which two are; two along S."""
+    spread = np.zeros((2, *box().shape), np.float32)
+    spread[0] = 9  # of the samples: that of the axes counts, where there are several
+    spread[1, 5] = 0.2 * (box()[5] > 0)
+    spread[1, :, 5:7] += 0.1 * (box()[:, 5:7] > 0)
+    found = measured(spread=spread)
+    told = [found[f"apart_{end}"] for ends in traits.ENDS for end in ends]
+    third = 0.1 / 3
+    wanted = [third, 0.2 + third, 0.15, 0.05, 0.05 + third, 0.05 + third]
+    assert told == pytest.approx(wanted, rel=1e-5)
+    assert measured(spread=spread[1:])["apart_front"] == pytest.approx(0.05)
+
+
+def test_what_has_no_ends_has_no_disagreement_there() -> None:
+    flat = box().copy()
+    flat[:, :, 4] = 0
+    assert measured(mask=flat)["apart_lower"] is None and measured(mask=flat)["apart_left"] == 0
+    without = measured(spread=np.zeros((0, *box().shape), np.float32))
+    assert all(without[f"apart_{end}"] is None for ends in traits.ENDS for end in ends)
+
+
+def test_the_steepness_is_that_for_each_mm() -> None:
+    """A ramp along the axis A, with voxels of 2 mm; smoothing leaves it as it is."""
+    ramp = np.broadcast_to(np.arange(16.0)[None, :, None], box().shape)[None]
+    for data in (ramp, 7 - 3 * ramp):
+        found = measured(data)
+        for name in ("within_10", "within_90", "around_90"):
+            assert found[name] == pytest.approx(1 / 15 / 2, rel=1e-5), name
+
+
+def test_a_blurred_edge_is_less_steep() -> None:
+    edge = 100.0 * (box() > 0)
+    blurred = (2 * edge + np.roll(edge, 1, 1) + np.roll(edge, -1, 1)) / 4
+    assert measured(blurred[None])["around_90"] < 0.95 * measured(edge[None])["around_90"]
 
 
 def test_two_classes_count_together() -> None:
@@ -140,3 +188,21 @@ def test_a_large_scan_is_judged_by_a_part_of_it(monkeypatch: pytest.MonkeyPatch)
     for name in ("median", "edges", "noise_r", "uneven"):
         assert part[name] == pytest.approx(whole[name], rel=0.5, abs=0.1)
     assert part["contrast"] == pytest.approx(whole["contrast"], rel=0.2)
+
+
+@pytest.mark.parametrize("every", [2, 3, 5])
+def test_steepness_of_some_slices_is_that_of_all_there(every: int) -> None:
+    data = np.random.default_rng(0).normal(size=(11, 6, 5))
+    some, whole = (traits._steepness(data, SPACING, step) for step in (every, 1))
+    assert np.array_equal(some, whole[::every])
+
+
+def test_steepness_is_told_of_every_so_manieth_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(7)
+    data = random.normal(size=(1, *box().shape))
+    whole = measured(data)
+    monkeypatch.setattr(traits, "VOXELS", 200)  # the box around the mask has 8 x 10 x 6
+    part = measured(data)
+    for name in ("within_10", "within_90", "around_90"):
+        assert part[name] != whole[name]
+        assert part[name] == pytest.approx(whole[name], rel=0.5)

@@ -76,14 +76,17 @@ def test_what_lies_inside_the_training_set_is_no_reason() -> None:
         (0.05, 40.0, 0.2),
     ],
 )
-def test_a_slope_adds_with_the_distance_and_ends(nqm: float | None, volume: float, adds: float) -> None:
-    leaning = replace(SMALL, slopes=(Slope("nqm", -0.3, 2.0), Slope("volume", 0.1, 2.0)))
+def test_a_slope_adds_along_its_lines_and_ends(nqm: float | None, volume: float, adds: float) -> None:
+    size = np.log(2.0)
+    by_size = Slope("volume", (size - 1, size, size + 1), (-0.2, 0.0, 0.2))
+    leaning = replace(SMALL, slopes=(Slope("nqm", (0.03, 0.07), (0.6, -0.6)), by_size))
     found = assess(leaning, USUAL | {"nqm": nqm, "volume": volume})
     assert found.dice == pytest.approx(1 / (1 + np.exp(-2 - adds)))
 
 
 def test_what_a_slope_takes_is_a_reason() -> None:
-    leaning = replace(SMALL, slopes=(Slope("nqm", -0.3, 2.0), Slope("volume", 0.3, 3.0)), curves=())
+    by_size = Slope("volume", (np.log(2.0) - 1.5, np.log(2.0) + 1.5), (-0.9, 0.9))
+    leaning = replace(SMALL, slopes=(Slope("nqm", (0.03, 0.07), (0.6, -0.6)), by_size), curves=())
     found = assess(leaning, USUAL | {"nqm": 0.09, "volume": 0.5})
     assert [reason.split()[0] for reason in found.reasons] == ["volume", "disagreement"]
     assert assess(leaning, USUAL | {"volume": 40.0}).reasons == ()  # it is odd, but nothing is taken for it
@@ -94,6 +97,20 @@ def test_a_score_without_slopes_is_read_as_before() -> None:
     back = trust.from_json(json.loads(json.dumps(values | {"version": 1})), "old.safetensors: trust")
     assert back == replace(SMALL, version=1)
     assert assess(back, USUAL | {"volume": 0.2}) == assess(SMALL, USUAL | {"volume": 0.2})
+
+
+def test_slopes_of_version_2_are_read_as_they_were() -> None:
+    """Then a slope had what is added for each spread, and how many spreads it reaches."""
+    old = {"trait": "volume", "adds": 0.1, "reach": 2.0}
+    values = json.loads(json.dumps(trust.to_json(SMALL))) | {"version": 2, "slopes": [old]}
+    back = trust.from_json(values, "old.safetensors: trust")
+    assert back.slopes == (Slope("volume", (np.log(2.0) - 1.0, np.log(2.0) + 1.0), (-0.2, 0.2)),)
+    for spreads, adds in ((0.0, 0.0), (1.5, 0.15), (-9.0, -0.2)):
+        place = np.array([np.log(2.0) + 0.5 * spreads])
+        assert trust.adds(back.slopes[0], place)[0] == pytest.approx(adds)
+    lost = values | {"slopes": [{"trait": "beauty", "adds": 0.1, "reach": 2.0}]}
+    with pytest.raises(InputError, match="slopes"):
+        trust.from_json(lost, "old.safetensors: trust")
 
 
 def test_outside_of_what_was_calibrated_the_score_falls_with_the_distance() -> None:
@@ -154,9 +171,12 @@ def test_the_engine_in_c_opens_a_model_with_a_score() -> None:
         ({"curves": [{"feature": "beauty", "at": [1.0], "takes": [1.0]}]}, "scales must hold 'beauty'"),
         ({"curves": [{"feature": "nqm", "at": [1.0], "takes": [-1.0]}]}, "must rise"),
         ({"curves": [{"feature": "nqm", "at": [2.0, 1.0], "takes": [0.0, 1.0]}]}, "rising places"),
-        ({"slopes": [{"trait": "beauty", "adds": 1.0, "reach": 3.0}]}, "scales must hold 'beauty'"),
-        ({"slopes": [{"trait": "nqm", "adds": 1.0, "reach": 3.0}]}, "the trait's own sign"),
-        ({"slopes": [{"trait": "volume", "adds": 1.0, "reach": 0.0}]}, "reach beyond 0"),
+        ({"slopes": [{"trait": "beauty", "at": [0, 1], "adds": [0, 1]}]}, "scales must hold 'beauty'"),
+        ({"slopes": [{"trait": "nqm", "at": [0, 1], "adds": [0, 1]}]}, "the trait's own way"),
+        ({"slopes": [{"trait": "volume", "at": [0, 1, 1], "adds": [0, 1, 2]}]}, "rising places"),
+        ({"slopes": [{"trait": "volume", "at": [0, 1], "adds": [0, 1, 2]}]}, "rising places"),
+        ({"slopes": [{"trait": "volume", "at": [0], "adds": [0]}]}, "from 2 on"),
+        ({"slopes": [{"trait": "nqm", "adds": -1.0, "reach": 3.0}]}, "slopes"),
         ({"intervals": []}, "intervals must begin at 0"),
         ({"coverage": 1.5}, "must be shares"),
         (

@@ -16,7 +16,7 @@ from mednca import trust
 from mednca.errors import InputError
 from mednca.trust import fit as trust_fit
 from mednca.trust.fit import figures, out_of_fold, quantile, spearman
-from mednca.trust.regression import DRAWN, REACHES, lean
+from mednca.trust.regression import DRAWN, REACHES, _level, lean
 from tests.trusting import score, table
 
 GROUPS = st.lists(
@@ -136,9 +136,10 @@ def test_nor_with_the_distance_from_training(name: str, above: bool, further: fl
     """Beyond what a slope reaches, which tells ordinary cases apart."""
     found = dict(table(persons=1)[0].traits)
     scale = next(scale for scale in score().scales if scale.trait == name)
-    reach = max([slope.reach for slope in score().slopes if slope.trait == name], default=0.0)
+    ends = [slope.at[-1 if above else 0] for slope in score().slopes if slope.trait == name]
+    reach = max([abs(end - scale.middle) for end in ends], default=0.0)
     value = math.exp if trust.traits.find(name).log else float
-    places = [scale.middle + (1 if above else -1) * far * scale.spread for far in (reach, reach * further)]
+    places = [scale.middle + (1 if above else -1) * far for far in (reach, reach * further)]
     near, far = (found | {name: value(place)} for place in places)
     many = trust.expect(score(), [near, far])
     assert many.dice[0] >= many.dice[1] - 1e-12
@@ -154,7 +155,7 @@ def test_slopes_tell_ordinary_cases_apart() -> None:
         dice = 0.88 + 0.02 * sure + 0.02 * large + random.normal(0, 0.01)
         rows.append(replace(row, dice=float(dice), traits=row.traits | told))
     found = trust_fit.fit(rows)
-    slopes = {slope.trait: slope.adds for slope in found.slopes}
+    slopes = {slope.trait: slope.adds[-2] / REACHES[0] for slope in found.slopes}  # for each spread
     assert slopes["entropy"] < -0.05 and slopes["volume"] > 0.05
     assert all(abs(adds) < 0.03 for name, adds in slopes.items() if name not in ("entropy", "volume"))
     assert figures(out_of_fold(rows))["spearman"] > 0.85
@@ -162,18 +163,49 @@ def test_slopes_tell_ordinary_cases_apart() -> None:
     assert figures(out_of_fold(rows, slopes=False))["spearman"] < 0.8
 
 
-def test_a_slope_is_that_of_ridge_regression() -> None:
-    places = {"volume": np.array([-1.0, 0.0, 1.0, 9.0]), "entropy": np.array([0.0, 1.0, -1.0, 0.0])}
-    dice, weights = np.array([0.7, 0.8, 0.9, 0.1]), np.array([1.0, 2.0, 1.0, 1.0])
-    found, added = lean(places, dice, np.ones(4, bool), weights)  # the last is worth nothing
-    table = np.array([[0.0, -1.0], [1.0, 0.0], [-1.0, 1.0]])
-    heavy = np.diag(weights[:3])
-    table = table - np.average(table, axis=0, weights=weights[:3])
-    odds = trust.log_odds(dice[:3])
-    square = table.T @ heavy @ table + np.diag(DRAWN)
-    wanted = np.linalg.solve(square, table.T @ heavy @ (odds - np.average(odds, weights=weights[:3])))
-    assert [slope.adds for slope in found] == pytest.approx(wanted, rel=1e-5)
-    assert added[3] == pytest.approx(found[1].adds * REACHES[1], rel=1e-5)
+def test_slopes_are_those_of_ridge_regression() -> None:
+    """Two traits, spreads of 1.4826 around 0 and 1; the last case is worth nothing."""
+    volume = np.array([-1.0, 0.0, 1.0, 9.0, 3.0])
+    places = {"volume": volume, "entropy": np.array([0.0, 1.0, 2.0, 2.0, 1.0])}
+    dice, weights = np.array([0.7, 0.8, 0.9, 0.1, 0.95]), np.array([1.0, 2.0, 1.0, 1.0, 1.0])
+    clean, organ = np.array([True, True, True, False, False]), np.array([True] * 5)
+    found, added = lean(places, dice, clean, organ, weights)
+    kept = [0, 1, 2, 4]
+    table = np.stack([places["entropy"] - 1, volume], axis=1)[kept] / 1.4826  # within 4 spreads, all of them
+    heavy = np.diag(weights[kept])
+    table = table - np.average(table, axis=0, weights=weights[kept])
+    odds = trust.log_odds(dice[kept])
+    along = table.T @ heavy @ (odds - np.average(odds, weights=weights[kept]))
+    wanted = np.linalg.solve(table.T @ heavy @ table + DRAWN * np.eye(2), along)
+    assert wanted[0] > 0 > -wanted[1]  # less entropy is better: that slope is left out
+    wanted = along[1] / ((table.T @ heavy @ table)[1, 1] + DRAWN)
+    (slope,) = found
+    bend, end = REACHES
+    assert slope.trait == "volume"
+    assert slope.at == pytest.approx([1.4826 * place for place in (-end, -bend, bend, end)], rel=1e-5)
+    assert slope.adds == pytest.approx(
+        [-bend * wanted, -bend * wanted, bend * wanted, bend * wanted], rel=1e-5
+    )
+    assert added == pytest.approx(np.clip(volume / 1.4826, -bend, bend) * wanted, rel=1e-5)
+
+
+def test_a_slope_bends_where_far_cases_go_another_way() -> None:
+    random = np.random.default_rng(2)
+    far = np.concatenate([random.normal(size=300), random.uniform(4, 8, size=300)])
+    dice = 0.9 + 0.01 * np.clip(far, -4, 4) - 0.05 * np.maximum(far - 4, 0)
+    clean = np.arange(600) < 300
+    found, _ = lean({"volume": far}, dice, clean, np.ones(600, bool), np.ones(600))
+    _, below, above, end = found[0].adds
+    assert below < -0.2 and above > 0.2 and end < above - 0.5
+
+
+def test_the_level_gives_the_right_mean() -> None:
+    random = np.random.default_rng(4)
+    dice, weights, added = random.random(50), random.random(50), random.normal(size=50)
+    base = _level(dice, weights, added)
+    assert np.average(1 / (1 + np.exp(-base - added)), weights=weights) == pytest.approx(
+        np.average(dice, weights=weights)
+    )
 
 
 def test_too_few_persons_are_refused() -> None:

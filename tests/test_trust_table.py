@@ -12,6 +12,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import scipy.stats
 
 from mednca.cases import Case, find_labelled_cases
 from mednca.cli import main
@@ -22,8 +23,19 @@ from mednca.perturb import find
 from mednca.predict import Look, Prediction
 from mednca.robustness import CLEAN, Job
 from mednca.trust import table as trust_table
-from mednca.trust.table import STRANGER, STRANGERS, Part, draw_jobs, held_out, measure, perturbed, read_table
+from mednca.trust.table import (
+    STRANGER,
+    STRANGERS,
+    VERSION,
+    Part,
+    draw_jobs,
+    held_out,
+    measure,
+    perturbed,
+    read_table,
+)
 from mednca.volume import Volume
+from reproduce import trust as reproduce_trust
 from tests.small import tiny_model, write_data
 
 GEOMETRY = find(["crop", "pad", "translation"])
@@ -155,7 +167,7 @@ def test_the_dice_is_that_of_the_mask(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_line_that_is_no_row_is_named(tmp_path: Path) -> None:
-    (tmp_path / "t.jsonl").write_text('{"version": 1}\n')
+    (tmp_path / "t.jsonl").write_text(f'{{"version": {VERSION}}}\n')
     with pytest.raises(InputError, match="line 1: is no row"):
         read_table(tmp_path / "t.jsonl")
     (tmp_path / "t.jsonl").write_text('{"version": 0}\n')  # an older one is measured again
@@ -243,3 +255,20 @@ def test_the_variance_is_that_of_the_look_where_the_mask_is_gone_on_the_scan_s_o
     stayed = replace(gone, mask=own.with_data(np.ones_like(own.data)))
     assert trust_table._variance(stayed) == pytest.approx(0.25)
     assert trust_table._variance(replace(gone, look=replace(look, mask=np.zeros_like(there)))) is None
+
+
+def test_the_rank_correlation_is_told_with_its_interval_and_of_the_first_perturbations() -> None:
+    random = np.random.default_rng(0)
+    persons = {f"c{number}": f"p{number // 2}" for number in range(12)}
+    rows = []
+    for case in persons:
+        for job in draw_jobs(case, find(), 8, strangers=0):
+            dice = float(random.random())
+            rows.append([case, job.perturbation, job.severity, dice, dice + 0.1 * float(random.normal())])
+    told = reproduce_trust.rank_correlation(rows, persons, draws=200)
+    wanted = scipy.stats.spearmanr([row[3] for row in rows], [row[4] for row in rows]).statistic
+    assert told["spearman"] == pytest.approx(wanted, abs=1e-4) and told["of"] == 12 * 9
+    assert told["interval"][0] < told["spearman"] < told["interval"][1] and told["of_first"] == 12 * 6
+    first = [row for row in rows if Job(row[1], row[2], 0) in draw_jobs(row[0], find(), 5)]
+    wanted = scipy.stats.spearmanr([row[3] for row in first], [row[4] for row in first]).statistic
+    assert told["spearman_of_first"] == pytest.approx(wanted, abs=1e-4)

@@ -19,6 +19,9 @@ USUAL = {
     **{"overlap": 0.95, "volume": 3.0, "elongation": 3.0, "roughness": 9.0, "largest": 1.0, "border": 0.0},
     **{"voxel": 1.0, "dark": 0.2, "median": 0.4, "bright": 0.6, "black": 0.05, "uneven": 0.05, "edges": 0.05},
     **{"inside": 0.6, "contrast": 0.2, "texture": 0.1},
+    **{"sure_5": 0.6, "sure_10": 0.7, "sure_25": 0.9, "sure_50": 0.99},
+    **{f"apart_{end}": 0.1 for ends in traits.ENDS for end in ends},
+    **{"within_10": 0.02, "within_90": 0.1, "around_10": 0.04, "around_90": 0.2},
     **{f"{name}_{axis}": 30.0 for name in ("extent", "size") for axis in "ras"},
     **{f"{name}_{axis}": 0.5 for name in ("position", "noise") for axis in "ras"},
 }

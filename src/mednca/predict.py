@@ -128,6 +128,7 @@ class Look:
             along_body(self.volume.data, self.volume),
             mask,
             along_body(self.probability, self.volume),
+            along_body(self.spread, self.volume),
             spacing=spacing,
             signals=self.told["signals"],
             largest=largest,
@@ -362,7 +363,7 @@ class Predictor:
         classes = self.file.config.model.classes if wanted else 0
         probability = np.zeros((classes, *volume.shape), np.float32)
         views = len(self.file.config.preprocess.views)
-        several = 1 + (views > 1) if self.probability and self.signals else 0
+        several = 1 + (views > 1) if (self.probability and self.signals) or self._judges else 0
         spread = np.zeros((several, *volume.shape), np.float32)
         counts = self._model.segment(
             along_body(readable(volume.data), volume),

@@ -10,7 +10,7 @@ It is a sum of monotone curves and bounded slopes. For the curves each trait is 
 a signal as it is, anything else as its distance from the training set, below and above its median, in robust
 standard deviations. Three more distances are of many traits together (`Group`). Each curve then takes
 something from the log odds of the Dice, never the less the worse the trait. A slope tells ordinary cases
-apart, and ends a few standard deviations from the median:
+apart: straight lines between a few values of a trait, level a few standard deviations from the median:
 
     dice = 1 / (1 + exp(-(base + sum of slope(trait) - sum of curve(trait))))
 
@@ -39,7 +39,7 @@ from mednca.trust import traits
 from mednca.trust.traits import Traits
 
 #: Of the score; an older one is read as it was.
-VERSION = 2
+VERSION = 3
 Array = NDArray[np.float64]
 #: The largest distance that is told apart: nothing hangs on it, and JSON has no infinity.
 FAR = 99.0
@@ -111,18 +111,18 @@ class Curve:
 
 @dataclass(frozen=True)
 class Slope:
-    """What a trait adds to the log odds of the Dice, evenly with its distance from the middle.
+    """What a trait adds to the log odds of the Dice.
 
     Attributes:
         trait: Its name.
-        adds: For each spread above the middle; below it, the same is taken. Of a trait of which more or less
-            is better it has that sign.
-        reach: Spreads from the middle beyond which no more is added or taken.
+        at: Positions of the trait (`Trait.position`), rising.
+        adds: What is added at each of them; between them it lies on straight lines, beyond the ends no more
+            is added. Of a trait of which more or less is better it goes that way throughout.
     """
 
     trait: str
-    adds: float
-    reach: float
+    at: tuple[float, ...]
+    adds: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -195,8 +195,12 @@ class Trust:
             if list(curve.takes) != sorted(curve.takes) or min(curve.takes, default=0) < 0:
                 raise ValueError(f"curve of {curve.feature} must rise from 0 or more")
         for slope in self.slopes:
-            if slope.adds * traits.find(slope.trait).good < 0 or not slope.reach > 0:
-                raise ValueError(f"slope of {slope.trait} must reach beyond 0 and have the trait's own sign")
+            if len(slope.at) != len(slope.adds) or len(slope.at) < 2 or not (np.diff(slope.at) > 0).all():
+                raise ValueError(
+                    f"slope of {slope.trait} must have as many rising places as values, from 2 on"
+                )
+            if (np.diff(slope.adds) * traits.find(slope.trait).good < 0).any():
+                raise ValueError(f"slope of {slope.trait} must go the trait's own way")
         starts = [interval.above for interval in self.intervals]
         if not starts or starts[0] != 0 or starts != sorted(starts):
             raise ValueError(f"intervals must begin at 0 and rise, got {starts}")
@@ -253,12 +257,37 @@ def from_json(values: Any, where: str) -> Trust:
         InputError: If a part is missing or unknown, or does not fit the others.
     """
     try:
-        return from_dict(Trust, values, where)
+        return from_dict(Trust, _as_now(values), where)
     except TypeError as error:
         raise InputError(f"{where}: {error}; fit it again with 'mednca trust'") from error
 
 
+def _as_now(values: Any) -> Any:
+    """What a model file has -> the same as it is written now: in version 2, a slope had what is added for
+    each spread and how many spreads it reaches."""
+    try:
+        if values["version"] != 2:
+            return values
+        scales = {scale["trait"]: scale for scale in values["scales"]}
+        slopes = []
+        for slope in values["slopes"]:
+            scale, reach = scales[slope["trait"]], slope["reach"]
+            ends = [scale["middle"] + side * reach * scale["spread"] for side in (-1, 1)]
+            adds = [side * reach * slope["adds"] for side in (-1, 1)]
+            slopes.append({"trait": slope["trait"], "at": ends, "adds": adds})
+    except (KeyError, TypeError):
+        return values  # what is missing is told by what reads it
+    return {**values, "slopes": slopes}
+
+
 # ---- Features ----
+
+
+def positions(name: str, cases: Sequence[Traits]) -> Array:
+    """Name of a trait and traits of N cases -> where each stands (N,); nan for what is not there."""
+    position = traits.find(name).position
+    values = [case.get(name) for case in cases]
+    return np.array([math.nan if value is None else position(value) for value in values])
 
 
 def distances(scales: Sequence[Scale], cases: Sequence[Traits]) -> dict[str, Array]:
@@ -266,9 +295,7 @@ def distances(scales: Sequence[Scale], cases: Sequence[Traits]) -> dict[str, Arr
     the middle (N,); nan for what is not there."""
     told = {}
     for scale in scales:
-        position = traits.find(scale.trait).position
-        values = [case.get(scale.trait) for case in cases]
-        places = np.array([math.nan if value is None else position(value) for value in values])
+        places = positions(scale.trait, cases)
         told[scale.trait] = np.clip((places - scale.middle) / scale.spread, -FAR, FAR)
     return told
 
@@ -305,9 +332,9 @@ def takes(curve: Curve, values: Array) -> Array:
 
 
 def adds(slope: Slope, places: Array) -> Array:
-    """Slope and the distances of its trait (N,) -> what is added to the log odds (N,), nothing for what is
+    """Slope and the positions of its trait (N,) -> what is added to the log odds (N,), nothing for what is
     not there."""
-    found: Array = slope.adds * np.nan_to_num(np.clip(places, -slope.reach, slope.reach))
+    found: Array = np.nan_to_num(np.interp(places, slope.at, slope.adds))
     return found
 
 
@@ -329,9 +356,8 @@ def expect(trust: Trust, cases: Sequence[Traits]) -> Many:
     """Trust score and traits of N cases -> what is to be expected of their masks."""
     told = features(trust.scales, trust.groups, cases)
     odds = np.full(len(cases), trust.base)
-    places = distances(trust.scales, cases)
     for slope in trust.slopes:
-        odds += adds(slope, places[slope.trait])
+        odds += adds(slope, positions(slope.trait, cases))
     for curve in trust.curves:
         odds -= takes(curve, told[curve.feature])
     starts = [interval.above for interval in trust.intervals]
@@ -395,7 +421,7 @@ def _reasons(trust: Trust, found: Traits) -> tuple[str, ...]:
         place = places[slope.trait]
         side = "" if traits.find(slope.trait).good else "+" if place > 0 else "-"
         key = slope.trait + side
-        pulls[key] = pulls.get(key, 0.0) - float(adds(slope, np.array(place)))
+        pulls[key] = pulls.get(key, 0.0) - float(adds(slope, positions(slope.trait, [found]))[0])
     empty = _empty(found)
     reasons = ["the mask is empty"] if empty else []
     for name in sorted(pulls, key=lambda name: -pulls[name]):

@@ -110,14 +110,14 @@ def fit(
     cases = [_traits(row) for row in seen]
     dice = np.array([row.dice for row in seen])
     weights = _fair([row.group for row in seen])
+    clean = np.array([row.perturbation == CLEAN for row in seen], bool)
     organ = np.array([not row.is_stranger for row in seen], bool)
-    leaning, added = (
-        lean(trust.distances(scales, cases), dice, organ, weights) if slopes else ((), np.zeros(len(dice)))
-    )
+    places = {scale.trait: trust.positions(scale.trait, cases) for scale in scales}
+    leaning, added = lean(places, dice, clean, organ, weights) if slopes else ((), np.zeros(len(dice)))
     base, curves = boost(
         trust.features(scales, groups, cases),
         dice,
-        [row.perturbation == CLEAN for row in seen],
+        clean,
         weights,
         added,
     )

@@ -1,7 +1,8 @@
 """Traits of many predictions and their Dice -> slopes and curves of a trust score.
 
 First slopes, by ridge regression among the masks that are worth something (`lean`): which of them are a
-little better, for which a staircase of a few steps is too coarse. Then curves, by gradient boosting of steps
+little better, for which a staircase of a few steps is too coarse. Each is a straight line in the middle, and
+one more on either side. Then curves, by gradient boosting of steps
 on the log odds that the slopes leave (`boost`): fractional logistic regression (Papke and Wooldridge 1996;
 Friedman 2001), in which no curve ever goes up.
 
@@ -10,7 +11,6 @@ Shapes: N predictions; every feature, weight and Dice is (N,).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from mednca import trust
 from mednca.trust import Curve, Slope, traits
 
-#: Slopes: the least Dice of a mask that is worth something; of signals, and of other traits: how strongly
-#: they are drawn to 0, and how many spreads they reach.
-WORTH, DRAWN, REACHES = 0.6, (3.0, 30.0), (10.0, 3.0)
+#: Slopes: the least Dice of a mask that is worth something; how strongly they are drawn to 0; at how many
+#: spreads from the middle they bend, and end.
+WORTH, DRAWN, REACHES = 0.6, 5.0, (4.0, 8.0)
 #: Boosting: rounds, share of a step that is taken, rows on each side of a step at least, places for steps per
 #: feature, weight of the prior in a leaf, share of rows and of features that a round looks at.
 ROUNDS, RATE, LEAF, PLACES, PRIOR, SHARE = 80, 0.1, 8, 64, 2.0, 0.8
@@ -38,50 +38,74 @@ def short(value: Any) -> Any:
 
 
 def lean(
-    places: Mapping[str, Array], dice: Array, organ: NDArray[np.bool_], weights: Array
+    places: Mapping[str, Array],
+    dice: Array,
+    clean: NDArray[np.bool_],
+    organ: NDArray[np.bool_],
+    weights: Array,
 ) -> tuple[tuple[Slope, ...], Array]:
-    """Distances of the traits from the middle, Dice, whether there is an organ in the image, and weights ->
-    slopes, and what they add to the log odds of each prediction.
+    """Positions of the traits, Dice, whether it is a clean case, whether there is an organ in the image, and
+    weights -> slopes, and what they add to the log odds of each prediction.
 
-    Ridge regression (Hoerl and Kennard 1970) of the log odds of the Dice. Of signals more is better or less
-    is: a slope that came out against that sense is left out, and the others are fitted anew.
+    Ridge regression (Hoerl and Kennard 1970) of the log odds of the Dice. A spread is that of the clean
+    cases; a trait that is the same in all has no slope. Of signals more is better or less is: a piece of a
+    slope that came out against that sense is left out, and the others are fitted anew.
     """
     worth = organ & (dice >= WORTH)
-    if not worth.any():
+    usual = {name: _usual(places[name][clean]) for name in sorted(places)}
+    names = [name for name, (_, spread) in usual.items() if spread > 0]
+    if not worth.any() or not names:
         return (), np.zeros(len(dice))
-    names = sorted(places)
-    sense = np.array([traits.find(name).good for name in names])
-    reach = np.where(sense != 0, *REACHES)
-    table = np.nan_to_num(np.clip(np.stack([places[name] for name in names], axis=1), -reach, reach))[worth]
-    heavy = weights[worth]
+    middles, spreads = np.array([usual[name] for name in names]).T
+    far = np.nan_to_num((np.stack([places[name] for name in names], axis=1) - middles) / spreads)
+    edges = [(-REACHES[1], -REACHES[0]), (-REACHES[0], REACHES[0]), REACHES]
+    pieces = np.concatenate([np.clip(far, *edge) - np.clip(0, *edge) for edge in edges], axis=1)
+    sense = np.tile([traits.find(name).good for name in names], len(edges))
+    table, heavy = pieces[worth], weights[worth]
     odds = trust.log_odds(dice[worth])
     table = table - np.average(table, axis=0, weights=heavy)
-    drawn = np.diag(np.where(sense != 0, *DRAWN))
-    square = (table * heavy[:, None]).T @ table + drawn
+    square = (table * heavy[:, None]).T @ table + DRAWN * np.eye(len(sense))
     along = (table * heavy[:, None]).T @ (odds - np.average(odds, weights=heavy))
-    left = np.ones(len(names), bool)
+    left = np.ones(len(sense), bool)
     while True:
-        found = np.zeros(len(names))
+        found = np.zeros(len(sense))
         found[left] = np.linalg.solve(square[np.ix_(left, left)], along[left])
         wrong = found * sense < 0
         if not wrong.any():
             break
         left &= ~wrong
-    slopes = tuple(
-        short(Slope(name, value, far))
-        for name, value, far in zip(names, found.tolist(), reach.tolist(), strict=True)
-        if value
-    )
-    added = np.zeros(len(dice))
-    for slope in slopes:
-        added += trust.adds(slope, places[slope.trait])
-    return slopes, added
+    added, slopes = np.zeros(len(dice)), []
+    for number, name in enumerate(names):
+        below, within, above = found[number :: len(names)].tolist()
+        if not any((below, within, above)):
+            continue
+        bend, end = REACHES
+        at = [middles[number] + spreads[number] * place for place in (-end, -bend, bend, end)]
+        adds = [-bend * within - (end - bend) * below, -bend * within]
+        adds += [bend * within, bend * within + (end - bend) * above]
+        slopes.append(Slope(name, _six(at), _six(adds)))
+        added += trust.adds(slopes[-1], places[name])
+    return tuple(slopes), added
+
+
+def _usual(places: Array) -> tuple[float, float]:
+    """Positions of the clean cases -> their median and robust standard deviation, or the plain one where most
+    are the same; 0 where all are, or where one is not there."""
+    if not places.size or np.isnan(places).any():
+        return 0.0, 0.0
+    middle = float(np.median(places))
+    spread = 1.4826 * float(np.median(np.abs(places - middle))) or float(places.std())
+    return middle, spread if spread > 1e-6 else 0.0
+
+
+def _six(values: Sequence[float]) -> tuple[float, ...]:
+    return tuple(float(f"{value:.6g}") for value in values)
 
 
 def boost(
     told: Mapping[str, Array],
     dice: Array,
-    clean: Sequence[bool],
+    clean: NDArray[np.bool_],
     weights: Array,
     added: Array | float = 0.0,
     *,
@@ -102,8 +126,7 @@ def boost(
     )
     flat = bins + width * np.arange(len(names))
     steps = np.zeros((len(names), width))
-    mean = float(np.clip((weights * dice).sum() / weights.sum(), 0.01, 0.99))
-    base = math.log(mean / (1 - mean))
+    base = _level(dice, weights, added)
     odds = np.full(len(dice), base) + added
     count = _histogram(flat, np.ones(len(dice)), names, width)[:, :-1].cumsum(axis=1)
     allowed = (count >= LEAF) & (len(dice) - count >= LEAF)
@@ -138,9 +161,21 @@ def boost(
             tuple(float(f"{places[number][place]:.6g}") for place in at.tolist()),
             tuple(float(f"{value:.5g}") for value in rising.tolist()),
         )
-        usual = np.median(trust.takes(curve, table[np.array(clean), number]))
+        usual = np.median(trust.takes(curve, table[clean, number]))
         curves.append(replace(curve, usual=float(usual)))
     return float(f"{base:.6g}"), tuple(curves)
+
+
+def _level(dice: Array, weights: Array, added: Array | float) -> float:
+    """Dice of N predictions, their weights and what the slopes add -> the log odds to begin with, by which
+    they have the right mean."""
+    wanted = float(np.clip((weights * dice).sum() / weights.sum(), 0.01, 0.99))
+    low, high = -50.0, 50.0
+    for _ in range(60):
+        base = (low + high) / 2
+        mean = (weights / (1 + np.exp(-np.clip(base + added, -50, 50)))).sum() / weights.sum()
+        low, high = (base, high) if mean < wanted else (low, base)
+    return base
 
 
 def _try(column: Array) -> Array:

@@ -35,7 +35,7 @@ from mednca.trust import traits
 from mednca.trust.traits import Traits
 
 #: Of a line; lines of another one are measured again.
-VERSION = 1
+VERSION = 2
 #: Share of the label that must be in view.
 KEPT = 0.05
 #: What the names of strangers begin with.

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 #: Of their definitions.
-VERSION = 1
+VERSION = 2
 #: Voxels that the image is judged by at most, along each axis.
 VOXELS = 1 << 21
 #: How far around the mask its surroundings reach, in voxels.
@@ -30,6 +30,10 @@ SHELL = 2
 #: Below which share of the intensity range a voxel counts as black.
 BLACK = 0.02
 AXES = ("R", "A", "S")
+#: The two ends of a mask along each axis, and the share of its voxels that makes one up.
+ENDS, END = (("left", "right"), ("back", "front"), ("lower", "upper")), 0.2
+#: Percentiles of the probability in the mask, and of the steepness of the image.
+SURE, STEEP = (5, 10, 25, 50), (10, 90)
 
 Array = NDArray[Any]
 Traits = dict[str, float | None]
@@ -77,6 +81,15 @@ TRAITS: tuple[Trait, ...] = (
     Trait("entropy", "sure", "entropy for each voxel of the mask", unit=" bit", good=-1),
     Trait("confidence", "sure", "mean probability in the mask", good=1),
     Trait("overlap", "sure", "overlap of mask and probability", good=1),
+    *(
+        Trait(f"sure_{percent}", "sure", f"probability below which {percent} % of the mask lie", good=1)
+        for percent in SURE
+    ),
+    *(
+        Trait(f"apart_{end}", "sure", f"disagreement at the {end} end of the mask", log=True, good=-1)
+        for ends in ENDS
+        for end in ends
+    ),
     Trait("volume", "mask", "volume", unit=" ml", log=True, least=0.1),
     *_of_axes("extent", "mask", "extent", unit=" mm", log=True, least=0.1),
     Trait("elongation", "mask", "elongation", log=True, least=0.1),
@@ -97,6 +110,18 @@ INTENSITIES: tuple[Trait, ...] = (
     *_of_axes("noise", "scan", "noise", log=True, least=0.05),
     Trait("inside", "mask", "intensity in the mask", least=0.03),
     Trait("contrast", "mask", "contrast of the mask to its surroundings", least=0.02),
+    *(
+        Trait(
+            f"{name}_{percent}",
+            "mask",
+            f"steepness of the image {where} the mask ({percent}th percentile)",
+            unit=" for each mm",
+            log=True,
+            least=0.1,
+        )
+        for name, where in (("within", "in"), ("around", "around"))
+        for percent in STEEP
+    ),
     Trait("texture", "mask", "spread of the intensity in the mask", log=True, least=0.1),
 )
 #: Not measured here: what a score is compared with.
@@ -130,13 +155,15 @@ def measure(
     image: Array,
     mask: Array,
     probability: Array,
+    spread: Array,
     *,
     spacing: Sequence[float],
     signals: Mapping[str, float | None] | None,
     largest: float | None,
 ) -> Traits:
-    """Image (M, X, Y, Z), mask (X, Y, Z), probability (K, X, Y, Z), spacing (mm), the signals of a report and
-    the share of the foreground that is in its largest piece -> every trait, None where it cannot be told.
+    """Image (M, X, Y, Z), mask (X, Y, Z), probability (K, X, Y, Z), the spread of its samples (0 to 2, X, Y,
+    Z), spacing (mm), the signals of a report and the share of the foreground that is in its largest piece ->
+    every trait, None where it cannot be told.
 
     `largest` is that of the mask before smaller pieces were removed, where they are.
     """
@@ -144,7 +171,7 @@ def measure(
     empty = not inside.any()
     told: dict[str, float | None] = {name: (signals or {}).get(name) for name in ("nqm", "axes", "flips")}
     told["levels"] = None if empty or signals is None else signals.get("levels")
-    told |= _sureness(probability, inside)
+    told |= _sureness(probability, inside) | _ends(probability, spread, inside)
     told |= _shape(inside, spacing) | {"largest": None if empty else largest}
     size = [count * step for count, step in zip(inside.shape, spacing, strict=True)]
     told |= {f"size_{axis.lower()}": value for axis, value in zip(AXES, size, strict=True)}
@@ -152,7 +179,7 @@ def measure(
     around = _around(inside)
     for channel, data in enumerate(image):
         ending = f".{channel}" if channel else ""
-        told |= {name + ending: value for name, value in _intensities(data, inside, around).items()}
+        told |= {name + ending: value for name, value in _intensities(data, inside, around, spacing).items()}
     return {name: _rounded(told[name]) for name in names(len(image))}
 
 
@@ -161,11 +188,12 @@ def _rounded(value: float | None) -> float | None:
 
 
 def _sureness(probability: Array, inside: NDArray[np.bool_]) -> Traits:
-    """Probability of the foreground and mask -> entropy, confidence and overlap; None for an empty mask."""
+    """Probability of the foreground and mask -> entropy, confidence, its percentiles and overlap; None for an
+    empty mask."""
     whole = np.clip(probability.sum(axis=0) if len(probability) > 1 else probability[0], 0, 1)
     voxels = int(inside.sum())
     if not voxels:
-        return dict.fromkeys(("entropy", "confidence", "overlap"))
+        return dict.fromkeys(("entropy", "confidence", "overlap", *(f"sure_{n}" for n in SURE)))
     open_ = whole[(whole > 1e-6) & (whole < 1 - 1e-6)].astype(np.float64)
     entropy = float(-(open_ * np.log2(open_) + (1 - open_) * np.log2(1 - open_)).sum())
     mass, all_ = float(whole[inside].sum(dtype=np.float64)), float(whole.sum(dtype=np.float64))
@@ -173,7 +201,33 @@ def _sureness(probability: Array, inside: NDArray[np.bool_]) -> Traits:
         "entropy": entropy / voxels,
         "confidence": mass / voxels,
         "overlap": 2 * mass / (all_ + voxels),
+        **_percentiles("sure", whole[inside], SURE),
     }
+
+
+def _percentiles(name: str, values: Array, percents: Sequence[int]) -> Traits:
+    found = np.percentile(values, percents).tolist()
+    return {f"{name}_{percent}": value for percent, value in zip(percents, found, strict=True)}
+
+
+def _ends(probability: Array, spread: Array, inside: NDArray[np.bool_]) -> Traits:
+    """Probability, the spread of its samples and mask -> how far the samples, or the axes where there are
+    several, lie apart at each end of the mask, as `nqm` tells of all of it; None where it has no ends."""
+    found: Traits = {f"apart_{end}": None for ends in ENDS for end in ends}
+    if not len(spread) or not inside.any():
+        return found
+    for axis, ends in enumerate(ENDS):
+        others = tuple(other for other in range(3) if other != axis)
+        reached = np.cumsum(inside.sum(axis=others))
+        first, last = np.searchsorted(reached, [END * reached[-1], (1 - END) * reached[-1]]).tolist()
+        if first == last:
+            continue
+        mass = probability.sum(axis=(0, *(other + 1 for other in others)), dtype=np.float64)
+        apart = spread[-1].sum(axis=others, dtype=np.float64)
+        for end, part in zip(ends, (slice(first + 1), slice(last, None)), strict=True):
+            if mass[part].sum() > 0:
+                found[f"apart_{end}"] = float(apart[part].sum() / mass[part].sum())
+    return found
 
 
 def _shape(inside: NDArray[np.bool_], spacing: Sequence[float]) -> Traits:
@@ -233,10 +287,13 @@ def _around(inside: NDArray[np.bool_]) -> tuple[tuple[slice, ...], NDArray[np.bo
 
 
 def _intensities(
-    data: Array, inside: NDArray[np.bool_], around: tuple[tuple[slice, ...], NDArray[np.bool_]]
+    data: Array,
+    inside: NDArray[np.bool_],
+    around: tuple[tuple[slice, ...], NDArray[np.bool_]],
+    spacing: Sequence[float],
 ) -> Traits:
-    """One channel (X, Y, Z), the mask and its surroundings -> the traits of the intensities; None for a
-    constant channel. They do not change when the channel is scaled or shifted."""
+    """One channel (X, Y, Z), the mask, its surroundings and spacing (mm) -> the traits of the intensities;
+    None for a constant channel. They do not change when the channel is scaled or shifted."""
     found: Traits = {trait.name: None for trait in INTENSITIES}
     step = max(1, math.ceil((data.size / VOXELS) ** (1 / 3)))
     some = data[::step, ::step, ::step].astype(np.float64)
@@ -267,6 +324,29 @@ def _intensities(
     near = (np.clip(data[box].astype(np.float64), low, high) - low) / range_
     within = near[inside[box]]
     found |= {"inside": float(within.mean()), "texture": float(within.std())}
+    every = math.ceil(near.size / VOXELS)
+    steep = _steepness(near, spacing, every)
+    for name, where in (("within", inside[box][::every]), ("around", shell[::every])):
+        if where.any():
+            found |= _percentiles(name, steep[where], STEEP)
     if shell.any():
         found["contrast"] = float(within.mean() - near[shell].mean())
+    return found
+
+
+def _steepness(data: Array, spacing: Sequence[float], every: int) -> Array:
+    """Array (X, Y, Z), spacing (mm) and a step -> the length of its gradient for each mm, smoothed a little,
+    of every so-manieth slice (ceil(X / every), Y, Z)."""
+    if every > 1:
+        parts = ((start := max(0, x - 2), x - start) for x in range(0, len(data), every))
+        return np.stack([_steepness(data[a : a + at + 3], spacing, 1)[at] for a, at in parts])
+    for axis, length in enumerate(data.shape):
+        if length > 2:
+            along = np.pad(np.moveaxis(data, axis, 0), ((1, 1), (0, 0), (0, 0)), "edge")
+            data = np.moveaxis((along[:-2] + 2 * along[1:-1] + along[2:]) / 4, 0, axis)
+    squares = np.zeros(data.shape)
+    for axis, (length, step) in enumerate(zip(data.shape, spacing, strict=True)):
+        if length > 1:
+            squares += (np.gradient(data, axis=axis) / step) ** 2
+    found: Array = np.sqrt(squares)
     return found
