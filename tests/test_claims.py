@@ -489,6 +489,10 @@ def test_how_good_the_trust_score_is_is_what_was_measured() -> None:
     unseen = told["unknown"]["inversion"]
     assert inverted["flagged"] == unseen["flagged"] == 1
     assert f"All {inverted['predictions']} inverted scans are flagged, by both." in words
+    view, bright = (told["unknown"][name] for name in ("field of view", "brightness"))
+    line = f"({100 * view['coverage']:.0f} % and {100 * bright['coverage']:.0f} %; it was 84 % and 90 %"
+    assert line in words
+    assert f"by {-view['bias']:.2f} and {-bright['bias']:.2f} on average" in words
     assert f"than two measurements of it differ ({told['cost']['extra_percent']:+.0f} %)" in words
     assert f"{100 * score['strangers_flagged']:.0f} % of {score['strangers']} flagged" in page
     assert f"flagged; {100 * strangers['strangers_flagged']:.0f} % by a score" in page
