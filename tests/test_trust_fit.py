@@ -122,7 +122,7 @@ def test_every_perturbation_has_a_family() -> None:
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.sampled_from(["nqm", "axes", "flips", "entropy"]), st.floats(0, 5), st.floats(0, 5))
+@given(st.sampled_from(["nqm", "axes", "flips", "entropy", "apart_left"]), st.floats(0, 5), st.floats(0, 5))
 def test_the_expected_dice_never_rises_with_what_is_worse(name: str, a: float, b: float) -> None:
     usual = table(persons=1)[0].traits
     less, more = sorted((a, b))
@@ -197,6 +197,18 @@ def test_a_slope_bends_where_far_cases_go_another_way() -> None:
     found, _ = lean({"volume": far}, dice, clean, np.ones(600, bool), np.ones(600))
     _, below, above, end = found[0].adds
     assert below < -0.2 and above > 0.2 and end < above - 0.5
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-9, 1e-6, 1e-5, 1e-4, 1e-3])
+def test_a_trait_that_hardly_varies_has_a_slope_that_can_be_stored_or_none(spread: float) -> None:
+    random = np.random.default_rng(1)
+    size = 37 + spread * random.normal(size=100)
+    dice = np.clip(0.9 + 0.02 * random.normal(size=100), 0, 1)
+    there = np.ones(100, bool)
+    found, added = lean({"volume": size}, dice, there, there, np.ones(100))
+    for slope in found:
+        assert (np.diff(slope.at) > 0).all()
+    assert np.isfinite(added).all() and (spread >= 1e-3 or not found)
 
 
 def test_the_level_gives_the_right_mean() -> None:

@@ -2,9 +2,9 @@
 
 First slopes, by ridge regression among the masks that are worth something (`lean`): which of them are a
 little better, for which a staircase of a few steps is too coarse. Each is a straight line in the middle, and
-one more on either side. Then curves, by gradient boosting of steps
-on the log odds that the slopes leave (`boost`): fractional logistic regression (Papke and Wooldridge 1996;
-Friedman 2001), in which no curve ever goes up.
+one more on either side. Then curves, by gradient boosting of steps on the log odds that the slopes leave
+(`boost`): fractional logistic regression (Papke and Wooldridge 1996; Friedman 2001), in which no curve ever
+goes up.
 
 Shapes: N predictions; every feature, weight and Dice is (N,).
 """
@@ -90,12 +90,12 @@ def lean(
 
 def _usual(places: Array) -> tuple[float, float]:
     """Positions of the clean cases -> their median and robust standard deviation, or the plain one where most
-    are the same; 0 where all are, or where one is not there."""
+    are the same; 0 where all are, but for what rounding hides, or where one is not there."""
     if not places.size or np.isnan(places).any():
         return 0.0, 0.0
     middle = float(np.median(places))
     spread = 1.4826 * float(np.median(np.abs(places - middle))) or float(places.std())
-    return middle, spread if spread > 1e-6 else 0.0
+    return middle, spread if spread > 1e-5 * max(1.0, abs(middle)) else 0.0
 
 
 def _six(values: Sequence[float]) -> tuple[float, ...]:
