@@ -190,6 +190,15 @@ def test_a_large_scan_is_judged_by_a_part_of_it(monkeypatch: pytest.MonkeyPatch)
     assert part["contrast"] == pytest.approx(whole["contrast"], rel=0.2)
 
 
+def test_steepness_is_smoothed_over_three_voxels() -> None:
+    """One bright plane becomes 1/4, 1/2, 1/4 along the axis A; the other axes are even."""
+    plane = np.zeros((3, 9, 3))
+    plane[:, 4] = 1
+    for step in (1.0, 2.0):
+        found = traits._steepness(plane, (1.0, step, 1.0), 1)[1, :, 1] * step
+        assert found == pytest.approx([0, 0, 0.125, 0.25, 0, 0.25, 0.125, 0, 0])
+
+
 @pytest.mark.parametrize("every", [2, 3, 5])
 def test_steepness_of_some_slices_is_that_of_all_there(every: int) -> None:
     data = np.random.default_rng(0).normal(size=(11, 6, 5))
