@@ -23,7 +23,7 @@ from mednca import trust
 from mednca.errors import InputError
 from mednca.robustness import CLEAN
 from mednca.trust import Expected, Group, Interval, Scale, Trust, traits
-from mednca.trust.regression import boost, lean, short
+from mednca.trust.regression import boost, lean, middle_of, short
 from mednca.trust.table import STRANGER, Row
 
 #: Parts that persons are dealt into.
@@ -169,9 +169,8 @@ def reference(
         if not known or len(known) < len(values):
             continue
         places = np.array([trait.position(value) for value in known])
-        middle = float(np.median(places))
-        spread = max(1.4826 * float(np.median(np.abs(places - middle))), trait.least)
-        scales.append(short(Scale(name, middle, spread, min(known), max(known))))
+        middle, spread = middle_of(places)
+        scales.append(short(Scale(name, middle, max(spread, trait.least), min(known), max(known))))
     of_clean, of_labelled = (trust.distances(scales, cases) for cases in (clean, labelled))
     groups = []
     for name, (words, members) in TOGETHER.items():

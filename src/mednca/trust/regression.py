@@ -37,6 +37,13 @@ def short(value: Any) -> Any:
     return replace(value, **numbers)
 
 
+def middle_of(places: Array) -> tuple[float, float]:
+    """Positions of a trait (N,) -> their median and robust standard deviation (1.4826 times the median
+    distance from it, which is that of a normal distribution)."""
+    middle = float(np.median(places))
+    return middle, 1.4826 * float(np.median(np.abs(places - middle)))
+
+
 def lean(
     places: Mapping[str, Array],
     dice: Array,
@@ -93,8 +100,8 @@ def _usual(places: Array) -> tuple[float, float]:
     are the same; 0 where all are, but for what rounding hides, or where one is not there."""
     if not places.size or np.isnan(places).any():
         return 0.0, 0.0
-    middle = float(np.median(places))
-    spread = 1.4826 * float(np.median(np.abs(places - middle))) or float(places.std())
+    middle, spread = middle_of(places)
+    spread = spread or float(places.std())
     return middle, spread if spread > 1e-5 * max(1.0, abs(middle)) else 0.0
 
 
